@@ -1,0 +1,25 @@
+"Package metadata, read from settings.ini; the version from cifar_fastai/__init__.py"
+import re
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup
+
+root = Path(__file__).parent
+cfg = ConfigParser(delimiters=['='])
+cfg.read(root/'settings.ini', encoding='utf-8')
+cfg = cfg['DEFAULT']
+version = re.search(r'^__version__ = "(.+)"', (root/'cifar_fastai/__init__.py').read_text(encoding='utf-8'), re.M)[1]
+
+extras = {k: cfg[f'{k}_requirements'].split() for k in ('export','app','bench','dev')}
+extras['dev'] = sorted({r for rs in extras.values() for r in rs})
+
+setup(
+    version=version,
+    description=cfg['description'],
+    keywords=cfg['keywords'].split(),
+    author=cfg['author'],
+    python_requires='>=' + cfg['min_python'],
+    install_requires=cfg['requirements'].split(),
+    extras_require=extras,
+    entry_points={'console_scripts': cfg['console_scripts'].split() + [f'{s} [dev]' for s in cfg['dev_scripts'].split()]},
+)
