@@ -47,12 +47,11 @@ class SeededDL(TfmdDL):
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'seed':self.seed, **kwargs})
 
-# %% ../nbs/02_loaders.ipynb #50933bdf
-class RGBImage(PILImage):
-    "A `PILImage` of 8-bit RGB, opened by `read_image`"
-    @classmethod
-    def create(cls, fn, **kwargs):
-        return cls(Image.fromarray(read_image(fn)))
+# %% ../nbs/02_loaders.ipynb #a8d3cf86
+class RGBImage:
+    "For an `ImageBlock`: opens files by `read_image`, as a `PILImage` of 8-bit RGB"
+    @staticmethod
+    def create(fn): return PILImage(Image.fromarray(read_image(fn)))
 
 class ResidentDL(SeededDL):
     "A `SeededDL` that holds all its images as uint8 on the device and indexes them batch by batch"
