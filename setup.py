@@ -21,5 +21,5 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
-    entry_points={'console_scripts': cfg['console_scripts'].split() + [f'{s} [dev]' for s in cfg['dev_scripts'].split()]},
+    entry_points={'console_scripts': (cfg['console_scripts']+' '+cfg['dev_scripts']).split(), 'nbdev': ['cifar_fastai=cifar_fastai._modidx:d']},
 )

@@ -18,8 +18,9 @@ from .recipe import *
 # %% auto #0
 __all__ = ['Throughput', 'images_per_second', 'stock_learner', 'compare_speed', 'write_row', 'git_commit']
 
-# %% ../nbs/13_bench.ipynb #46f9fde1
+# %% ../nbs/13_bench.ipynb #19f91399
 def _sync(device):
+    device = torch.device(device or 'cpu')
     if device.type=='cuda': torch.cuda.synchronize()
     elif device.type=='mps': torch.mps.synchronize()
 
@@ -30,10 +31,10 @@ class Throughput(Callback):
     def before_fit(self): self.n = 0
     def after_batch(self):
         if not self.training: return
-        if self.train_iter+1>=self.warmup: _sync(self.dls.device)
-        if self.train_iter+1==self.warmup: self.start,self.n = time.perf_counter(),0
-        elif self.train_iter+1>self.warmup: self.n += len(self.xb[0])
-        if self.train_iter+1==self.warmup+self.steps:
+        if self.train_iter>=self.warmup: _sync(self.dls.device)
+        if self.train_iter==self.warmup: self.start,self.n = time.perf_counter(),0
+        elif self.train_iter>self.warmup: self.n += len(self.xb[0])
+        if self.train_iter==self.warmup+self.steps:
             self.rate = self.n/(time.perf_counter()-self.start)
             raise CancelFitException()
 

@@ -1,0 +1,23 @@
+"Make README.md from nbs/index.ipynb without Quarto: `python tools/readme.py`; with `--check`, only say whether the two agree"
+import re,sys
+from pathlib import Path
+import nbformat
+from nbconvert import MarkdownExporter
+
+root = Path(__file__).resolve().parent.parent
+
+def readme():
+    "The text of README.md"
+    nb = nbformat.read(root/'nbs/index.ipynb', as_version=4)
+    nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*hide\s*$', c.source, re.M)]
+    for c in nb.cells:
+        if c.cell_type=='code': c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
+    text,resources = MarkdownExporter().from_notebook_node(nb)
+    if resources.get('outputs'): raise SystemExit('nbs/index.ipynb: a cell draws a picture. Save it under nbs/images and show it by a Markdown cell')
+    text = re.sub(r'\]\(((?:images|trainings)/|\d\d_)', r'](nbs/\1', text) # links are relative to the notebook
+    return re.sub(r'\n{3,}', '\n\n', text).strip()+'\n'
+
+if __name__=='__main__':
+    file,text = root/'README.md',readme()
+    if '--check' not in sys.argv: file.write_text(text, encoding='utf-8')
+    elif not file.exists() or file.read_text(encoding='utf-8')!=text: raise SystemExit('README.md is not that of nbs/index.ipynb: run python tools/readme.py')
