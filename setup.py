@@ -15,7 +15,6 @@ extras['dev'] = sorted({r for rs in extras.values() for r in rs})
 
 setup(
     version=version,
-    description=cfg['description'],
     keywords=cfg['keywords'].split(),
     author=cfg['author'],
     python_requires='>=' + cfg['min_python'],

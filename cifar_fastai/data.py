@@ -94,7 +94,7 @@ def find_images(
         if new := sorted(set(held)-set(train)): raise DataError(f'{path}/test/{new[0]}: a class that train does not have')
     return res
 
-# %% ../nbs/00_data.ipynb #a6a42733
+# %% ../nbs/00_data.ipynb #8ea38571
 def _usual_size(files):
     "The side that most images have, from at most 1,000 of them, between 32 and 96 pixels"
     def side(f):
@@ -105,14 +105,15 @@ def _usual_size(files):
     return min(96, max(32, sides.most_common(1)[0][0])) if sides else 32
 
 def _decode(paths, size, progress):
-    "Decode `paths` in parallel: pixels [N, size, size, 3], and how many had another size"
-    res,odd,bad = np.empty((len(paths),size,size,3), np.uint8),[],[]
+    "Decode `paths` in parallel: pixels [N, size, size, 3], their moments [N, 2, 3], and how many had another size"
+    res,moments,odd,bad = np.empty((len(paths),size,size,3), np.uint8),np.empty((len(paths),2,3), np.int64),[],[]
     def one(i):
         try:
             with warnings.catch_warnings():
                 x = read_image(paths[i])
                 if x.shape!=(size,size,3): odd.append(i); x = read_image(x, size)
-                res[i] = x
+                res[i],wide = x,x.reshape(-1,3).astype(np.int64)
+                moments[i] = wide.sum(0),(wide**2).sum(0)
         except DataError as e: bad.append((i,str(e)))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:
         done = ex.map(one, range(len(paths)))
@@ -120,13 +121,23 @@ def _decode(paths, size, progress):
     if bad:
         more = f'\n... and {len(bad)-5} more' if len(bad)>5 else ''
         raise DataError('\n'.join(m for _,m in sorted(bad)[:5]) + more)
-    return res,len(odd)
+    return res,moments,len(odd)
 
 class Images:
     "Pixels of a folder, `pixels` [N, size, size, 3] of uint8, and the `row` of each relative file name"
-    def __init__(self, images, pixels): self.images,self.pixels,self.row = images,pixels,{f:i for i,f in enumerate(images.files)}
+    def __init__(self, images, pixels, moments, n_resized):
+        self.images,self.pixels,self.moments,self.n_resized = images,pixels,moments,n_resized
+        self.row = {f:i for i,f in enumerate(images.files)}
+
     @property
     def size(self): return self.pixels.shape[1]
+
+    def stats(self,
+        rows # Indices of the images to use, such as those of the train part
+    ) -> tuple: # Mean and standard deviation of each channel, 0..1
+        "Mean and standard deviation by channel, exact: from each image's sums of pixels and of their squares"
+        mean,square = self.moments[rows].sum(0)/(len(rows)*self.size**2)
+        return tuple((mean/255).tolist()),tuple((np.sqrt(square-mean**2)/255).tolist())
 
     def rows(self, paths):
         "Rows of `paths`, or None if one of them is not in the folder"
@@ -147,21 +158,22 @@ def load_images(
     if cache and file.exists():
         try:
             with safe_open(file, 'numpy') as f:
-                if (f.metadata() or {}).get('key')==key: return Images(images, f.get_tensor('pixels'))
+                meta = f.metadata() or {}
+                if meta.get('key')==key: return Images(images, f.get_tensor('pixels'), f.get_tensor('moments'), int(meta['n_resized']))
         except Exception as e: warnings.warn(f'{file}: made anew, since it could not be read ({type(e).__name__})')
     if progress is None: progress = len(images)>=5000
-    pixels,n_odd = _decode(images.paths, size, progress)
-    if n_odd: warnings.warn(f'{images.path}: {n_odd:,} of {len(images):,} images are not {size}x{size} and were resized')
+    pixels,moments,n_resized = _decode(images.paths, size, progress)
+    if n_resized: warnings.warn(f'{images.path}: {n_resized:,} of {len(images):,} images are not {size}x{size} and were resized')
     if cache:
         side = file.with_name(f'{file.name}.{os.getpid()}')
         try:
             file.parent.mkdir(exist_ok=True)
-            save_file({'pixels':pixels}, side, {'key':key})
+            save_file(dict(pixels=pixels, moments=moments), side, dict(key=key, n_resized=str(n_resized)))
             os.replace(side, file)
         except OSError as e:
-            side.unlink(missing_ok=True) if file.parent.exists() else None
+            side.unlink(missing_ok=True)
             warnings.warn(f'{file}: not written ({e.strerror or e}), so the images will be decoded again next time')
-    return Images(images, pixels)
+    return Images(images, pixels, moments, n_resized)
 
 # %% ../nbs/00_data.ipynb #7bca3cd9
 @contextmanager

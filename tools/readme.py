@@ -10,8 +10,12 @@ def readme():
     "The text of README.md"
     nb = nbformat.read(root/'nbs/index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*hide\s*$', c.source, re.M)]
+    nb.metadata['language_info'] = dict(name='python')
     for c in nb.cells:
-        if c.cell_type=='code': c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
+        if c.cell_type!='code': continue
+        c.outputs = [o for o in c.outputs if o.output_type=='execute_result'] # not the progress of a training
+        c.metadata['transient'] = dict(remove_source='#| echo: false' in c.source)
+        c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
     text,resources = MarkdownExporter().from_notebook_node(nb)
     if resources.get('outputs'): raise SystemExit('nbs/index.ipynb: a cell draws a picture. Save it under nbs/images and show it by a Markdown cell')
     text = re.sub(r'\]\(((?:images|trainings)/|\d\d_)', r'](nbs/\1', text) # links are relative to the notebook
