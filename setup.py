@@ -6,12 +6,11 @@ from setuptools import setup
 
 root = Path(__file__).parent
 cfg = ConfigParser(delimiters=['='])
-cfg.read(root/'settings.ini', encoding='utf-8')
+cfg.read_string((root/'settings.ini').read_text(encoding='utf-8'))
 cfg = cfg['DEFAULT']
 version = re.search(r'^__version__ = "(.+)"', (root/'cifar_fastai/__init__.py').read_text(encoding='utf-8'), re.M)[1]
 
 extras = {k: cfg[f'{k}_requirements'].split() for k in ('export','app','bench','dev')}
-extras['dev'] = sorted({r for rs in extras.values() for r in rs})
 
 setup(
     version=version,

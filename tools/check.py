@@ -14,6 +14,8 @@ def complaints(fn):
     if not any(colab.format(rel) in source(c) for c in nb['cells']): yield 'no Colab badge that opens this notebook'
     if fn.stat().st_size>2_000_000: yield f'{fn.stat().st_size/1e6:.1f} MB, over 2 MB'
     if any(o.get('output_type')=='error' for c in nb['cells'] for o in c.get('outputs', [])): yield 'a cell holds an error as its output'
+    if any(c['cell_type']=='markdown' and '{{' in source(c) for c in nb['cells']): yield 'a placeholder {{...}} was left in the text'
+    if any(p in json.dumps(c.get('outputs', [])) for c in nb['cells'] for p in (str(Path.home())+'/','/root/','/home/')): yield 'an output shows a path of the machine that it ran on'
     floor = re.match(r'(\d\d)_', fn.name)
     for c in nb['cells'] if floor else []:
         if '#| export' not in source(c): continue
