@@ -14,7 +14,7 @@ from fastai.vision.all import *
 __all__ = ['cifar_mean', 'cifar_std', 'policies', 'augment_ops', 'Policy', 'derive_seed', 'shift_pixels', 'affine', 'pixel_coin',
            'augment_batch', 'BatchAugment', 'ItemAugment']
 
-# %% ../nbs/01_augment.ipynb #268f5ec4
+# %% ../nbs/01_augment.ipynb #7ff04781
 cifar_mean,cifar_std = (0.4914,0.4822,0.4465),(0.2470,0.2435,0.2616)
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Policy:
     hole_p:float=1. # Probability of the hole
     brightness:float=0. # Largest change of brightness, as a share of the full range
     contrast:float=0. # Largest change of contrast: 0.13 multiplies by 0.87 to 1.13
-    order:tuple=('crop','affine','flip','hole','light') # Operations in their order
+    order:tuple=('crop','affine','flip','hole','light') # Operations in their order; those not named come after
     published_fill:bool=False # Fill as the published trainings really did, with the mean in normalised space: a lighter grey
 
     def __post_init__(self):
@@ -43,7 +43,9 @@ class Policy:
         for nm in ('pad','hole','rotate'): check(getattr(self,nm)>=0, nm, 'a value of 0 or more')
         check(self.pad_mode in ('constant','reflect'), 'pad_mode', "'constant' or 'reflect'")
         check(not self.alternate or self.flip==.5, 'flip', '0.5 with alternate=True')
-        object.__setattr__(self, 'order', tuple(self.order))
+        names = ('crop','affine','flip','hole','light')
+        check(set(self.order)<=set(names) and len(set(self.order))==len(self.order), 'order', f'names out of {", ".join(names)}, each once')
+        object.__setattr__(self, 'order', (*self.order, *(o for o in names if o not in self.order))) # those not named come last
 
     def __repr__(self):
         "Only what differs from the defaults"
@@ -212,7 +214,7 @@ def augment_batch(
     for op in policy.order: x = augment_ops[op][1](policy, x, fill, draw)
     return x.as_subclass(kind)
 
-# %% ../nbs/01_augment.ipynb #655e7959
+# %% ../nbs/01_augment.ipynb #d1b398c0
 class BatchAugment(Transform):
     "`augment_batch` as a fastai batch transform: its chance is a function of `seed`, the process's rank and the epoch"
     split_idx,order = 0,9 # before `IntToFloatTensor`
@@ -226,6 +228,7 @@ class BatchAugment(Transform):
         self.start_epoch(0)
 
     def start_epoch(self, epoch): self.epoch,self.g = epoch,None
+    def __getstate__(self): return {**self.__dict__, 'g':None} # a generator cannot be pickled, and `learn.export` pickles
 
     def encodes(self, x:TensorImage):
         if self.g is None or self.g.device.type!=x.device.type:

@@ -18,7 +18,7 @@ from .recipe import *
 # %% auto #0
 __all__ = ['Throughput', 'images_per_second', 'stock_learner', 'compare_speed', 'write_row', 'git_commit']
 
-# %% ../nbs/13_bench.ipynb #19f91399
+# %% ../nbs/13_bench.ipynb #4ea136ce
 def _sync(device):
     device = torch.device(device or 'cpu')
     if device.type=='cuda': torch.cuda.synchronize()
@@ -28,7 +28,11 @@ class Throughput(Callback):
     "Images per second in training, from the end of step `warmup` to the end of step `warmup+steps`, where it stops the fit"
     order = 100
     def __init__(self, steps:int=8, warmup:int=2): store_attr()
-    def before_fit(self): self.n = 0
+    def before_fit(self):
+        n = len(self.dls.train)
+        if self.warmup<1: raise ValueError(f'warmup={self.warmup}: at least one step must pass before the clock starts')
+        if self.warmup+self.steps>n: raise ValueError(f'{self.warmup}+{self.steps} steps in an epoch of {n}: choose fewer steps or a smaller batch size')
+        self.n = 0
     def after_batch(self):
         if not self.training: return
         if self.train_iter>=self.warmup: _sync(self.dls.device)
@@ -45,7 +49,7 @@ def images_per_second(
 ) -> float:
     "Training throughput of a learner: loading, augmentation, forward, backward and step"
     cb = Throughput(steps, warmup)
-    with learn.no_bar(),learn.no_logging(): learn.fit(1+(steps+warmup)//max(1,len(learn.dls.train)), cbs=cb)
+    with learn.no_bar(),learn.no_logging(): learn.fit(1, cbs=cb)
     return cb.rate
 
 # %% ../nbs/13_bench.ipynb #ed756a68
@@ -73,7 +77,7 @@ def compare_speed(
     mean,sd = df.mean(axis=1),df.std(axis=1)
     return df.assign(mean=mean, sd=sd, ratio=mean/mean.iloc[0])
 
-# %% ../nbs/13_bench.ipynb #335057d7
+# %% ../nbs/13_bench.ipynb #5dce8bef
 def write_row(
     file, # A CSV file; made with a header if it does not exist
     **row # What to write, by column
@@ -92,6 +96,9 @@ def write_row(
 
 def git_commit() -> str: # Short hash, with '+' if the tree has changes; '' outside a repository
     "The commit of the code that is running"
-    def git(*args): return subprocess.run(['git','-C',str(Path(__file__).parent if '__file__' in globals() else '.'),*args], capture_output=True, text=True).stdout.strip()
-    try: return git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','-uno') else '')
+    here = Path(__file__) if '__file__' in globals() else Path('13_bench.ipynb')
+    def git(*args): return subprocess.run(['git','-C',str(here.parent),*args], capture_output=True, text=True).stdout.strip()
+    try:
+        if not git('ls-files', here.name): return '' # installed in an environment inside somebody else's repository
+        return git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','-uno') else '')
     except OSError: return ''

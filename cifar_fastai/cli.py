@@ -25,7 +25,7 @@ from .bench import *
 # %% auto #0
 __all__ = ['data_path', 'EpochTable', 'half_name', 'cifar_train', 'cifar_bench']
 
-# %% ../nbs/14_cli.ipynb #df3dfea1
+# %% ../nbs/14_cli.ipynb #61f144c1
 def data_path(
     data:str # 'cifar10', 'digits', or a folder with `train/<class>/` and `test/<class>/`
 ) -> Path:
@@ -34,11 +34,12 @@ def data_path(
 
 class EpochTable(Callback):
     "A line for each epoch in place of fastai's: learning rate, time, loss and accuracy of both parts"
-    order = 61 # after fastai's progress bar, whose table it replaces
+    order = 61 # after fastai's progress bar has begun
     heads = ('epoch','lr','time','train loss','train acc','valid loss','valid acc')
 
+    def after_create(self): self.learn.logger = noop # so that fastai writes no table of its own
+
     def before_fit(self):
-        self.learn.logger = noop
         self.n_before = len(self.learn.history.rows)
         self._line(self.heads)
 
@@ -60,6 +61,11 @@ def _stop(msg, code=1):
     print(msg, file=sys.stderr)
     raise SystemExit(code)
 
+def _check_device(device):
+    if device is None: return
+    try: torch.empty(0, device=device)
+    except Exception: raise ValueError(f'--device {device}: not available here. Leave it out to take the best there is: {default_device()}') from None
+
 def _valid(valid):
     try: return valid if valid in (None,'test') else float(valid)
     except ValueError: raise ValueError(f'--valid {valid}: expected test or a share such as 0.1') from None
@@ -68,7 +74,7 @@ def _recipe(name, **changes):
     if name not in recipes: raise ValueError(f'recipe {name!r}: expected one of {", ".join(recipes)}')
     return recipes[name].but(**{k:v for k,v in changes.items() if v is not None})
 
-# %% ../nbs/14_cli.ipynb #133cf4a9
+# %% ../nbs/14_cli.ipynb #a08c904d
 @call_parse(pos=['recipe'])
 def cifar_train(
     recipe:str='davidnet', # Name of the recipe
@@ -90,11 +96,12 @@ def cifar_train(
         if lr:
             if not isinstance(r.schedule, Interp): r = r.but(schedule=replace(r.schedule, lr_max=lr))
             else: r = r.but(schedule=replace(r.schedule, lr=tuple(o*lr/max(r.schedule.lr) for o in r.schedule.lr)))
+        _check_device(device)
         path = data_path(data)
         dls = r.dls(path, engine=engine, device=device)
         learn = r.learner(dls, cbs=EpochTable())
         run = Run.new(name or r.name, out, r, data=str(path), device=str(dls.device), engine=engine, command=' '.join(sys.argv))
-    except (DataError,ValueError) as e: _stop(f'cifar_train: {e}')
+    except (DataError,ValueError,OSError) as e: _stop(f'cifar_train: {e}')
     print(f'{r.name} ({n_params(learn.model):,} parameters) on {path}: {len(dls.train_ds):,} images to train, {len(dls.valid_ds):,} to validate, on {dls.device} in {half_name(r, dls.device)}')
     try:
         with nullcontext() if sys.stdout.isatty() else learn.no_bar(): run.record(learn, r.fit)
@@ -105,7 +112,7 @@ def cifar_train(
     print(f'final accuracy {last.valid_accuracy:.2%} (epoch {last.epoch:.0f}), best {best.valid_accuracy:.2%} (epoch {best.epoch:.0f})')
     print(f'run: {run.path}   curves: {run.path/"curves.png"}')
 
-# %% ../nbs/14_cli.ipynb #b09338aa
+# %% ../nbs/14_cli.ipynb #59bee759
 @call_parse(pos=['recipe'])
 def cifar_bench(
     recipe:str='davidnet', # Name of the recipe
@@ -119,6 +126,7 @@ def cifar_bench(
 ):
     "Images per second of a recipe's learner beside stock fastai's, in turns on this machine"
     try:
+        _check_device(device)
         r,path = _recipe(recipe, bs=bs),data_path(data)
         df = compare_speed({'stock fastai': lambda: stock_learner(r, path, device), 'cifar_fastai': lambda: r.learner(r.dls(path, device=device))},
                            rounds, steps, warmup)

@@ -43,7 +43,7 @@ def read_image(
     except Exception as e:
         raise DataError(f'{fn}: not a readable image ({type(e).__name__}: {e}). Replace or remove it') from None
 
-# %% ../nbs/00_data.ipynb #89b250c4
+# %% ../nbs/00_data.ipynb #d7995c94
 _img_exts = image_extensions | {'.webp'}
 
 def _listing(path):
@@ -70,7 +70,7 @@ class ImageFiles:
     def __len__(self): return len(self.files)
     def __repr__(self):
         n = {s: len(self.split(s)) for s in ('train','test')}
-        return f"{self.path}: {n['train']:,} train and {n['test']:,} test images in {len(self.classes)} classes: {', '.join(self.classes[:10])}"
+        return f"{str(self.path).replace(str(Path.home()),'~',1)}: {n['train']:,} train and {n['test']:,} test images in {len(self.classes)} classes: {', '.join(self.classes[:10])}"
 
 def find_images(
     path, # Folder with `train/<class>/` and `test/<class>/`
@@ -94,7 +94,7 @@ def find_images(
         if new := sorted(set(held)-set(train)): raise DataError(f'{path}/test/{new[0]}: a class that train does not have')
     return res
 
-# %% ../nbs/00_data.ipynb #8ea38571
+# %% ../nbs/00_data.ipynb #e7def9d5
 def _usual_size(files):
     "The side that most images have, from at most 1,000 of them, between 32 and 96 pixels"
     def side(f):
@@ -109,11 +109,10 @@ def _decode(paths, size, progress):
     res,moments,odd,bad = np.empty((len(paths),size,size,3), np.uint8),np.empty((len(paths),2,3), np.int64),[],[]
     def one(i):
         try:
-            with warnings.catch_warnings():
-                x = read_image(paths[i])
-                if x.shape!=(size,size,3): odd.append(i); x = read_image(x, size)
-                res[i],wide = x,x.reshape(-1,3).astype(np.int64)
-                moments[i] = wide.sum(0),(wide**2).sum(0)
+            x = read_image(paths[i])
+            if x.shape!=(size,size,3): odd.append(i); x = read_image(x, size)
+            res[i],wide = x,x.reshape(-1,3).astype(np.int64)
+            moments[i] = wide.sum(0),(wide**2).sum(0)
         except DataError as e: bad.append((i,str(e)))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:
         done = ex.map(one, range(len(paths)))
@@ -141,8 +140,10 @@ class Images:
 
     def rows(self, paths):
         "Rows of `paths`, or None if one of them is not in the folder"
-        n = len(str(self.images.path))+1
-        try: return [self.row[str(p)[n:]] for p in paths]
+        top = f'{self.images.path}{os.sep}'
+        names = [str(p) for p in paths]
+        if not all(o.startswith(top) for o in names): return None
+        try: return [self.row[o[len(top):].replace(os.sep,'/')] for o in names]
         except KeyError: return None
 
 def load_images(
@@ -169,6 +170,7 @@ def load_images(
         try:
             file.parent.mkdir(exist_ok=True)
             save_file(dict(pixels=pixels, moments=moments), side, dict(key=key, n_resized=str(n_resized)))
+            side.chmod(0o644)
             os.replace(side, file)
         except OSError as e:
             side.unlink(missing_ok=True)
@@ -281,7 +283,7 @@ def draw_digit(
     picture = np.round((background*(1-alpha) + colour*alpha)*255).astype(np.uint8)
     return picture,tuple(int(o) for o in (x0+xs.min(), y0+ys.min(), x0+xs.max()+1, y0+ys.max()+1))
 
-# %% ../nbs/00_data.ipynb #c166532a
+# %% ../nbs/00_data.ipynb #cd82fe51
 def _write_digits(path):
     "Write all digits, every fifth of each class as test, and the boxes"
     from sklearn.datasets import load_digits
@@ -298,6 +300,7 @@ def _write_digits(path):
 def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*.png` and `<path>/boxes.csv`
     "1,797 digits as 32x32 RGB images, drawn from scikit-learn's scans without a network: the same pixels on every machine"
     path = fastai_path('data')/'digits32'
-    with whole_folder(path) as side:
-        if side: _write_digits(side)
+    if not path.exists():
+        with whole_folder(path) as side:
+            if side: _write_digits(side)
     return path

@@ -28,7 +28,7 @@ def unit_range(
 
 cam_methods = dict(gradcam=gradcam)
 
-# %% ../nbs/08_gradcam.ipynb #cd40f749
+# %% ../nbs/08_gradcam.ipynb #dd1f7c86
 def _last_map(model, x):
     "Name of the last module that gives a feature map, [N, C, h, w] with more than one pixel"
     last,handles = [],[]
@@ -52,14 +52,16 @@ class GradCAM:
         if isinstance(layer, str) and layer not in dict(model.named_modules()):
             raise ValueError(f'GradCAM: the model has no layer {layer!r}; it has {", ".join(n for n,_ in model.named_children())}')
         self.model,self.layer,self.method,self.handle = model,layer,cam_methods.get(method, method) if isinstance(method, str) else method,None
+        self.inside = False
 
     def __enter__(self):
+        self.inside = True
         if self.layer is not None: self._hook()
         return self
 
     def __exit__(self, *args):
         if self.handle: self.handle.remove()
-        self.handle = None
+        self.handle,self.inside = None,False
 
     def _hook(self):
         m = self.model.get_submodule(self.layer) if isinstance(self.layer, str) else self.layer
@@ -73,6 +75,7 @@ class GradCAM:
         target=None # None: the predicted class; a class; one for each image; or a function of the logits that gives [N]
     ) -> Tensor: # Maps [N, H, W] in 0..1, at the size of `x`
         "The maps of a batch, in one backward pass. Leaves mode and gradients of the model as they were"
+        if not self.inside: raise RuntimeError('GradCAM: use it as `with GradCAM(model) as cam: cam(x)`, so that its hook is removed')
         was = [m.training for m in self.model.modules()]
         try:
             self.model.eval()

@@ -12,7 +12,7 @@ from fastai.callback.fp16 import AMPMode
 from fastai.callback.channelslast import ChannelsLast
 
 # %% auto #0
-__all__ = ['cpu_has_bf16', 'half_precision', 'MixedPrecision', 'TapGradients']
+__all__ = ['cpu_has_bf16', 'half_precision', 'leave_autocast', 'MixedPrecision', 'TapGradients']
 
 # %% ../nbs/06_precision.ipynb #047274d2
 def cpu_has_bf16() -> bool: # False: bf16 would be emulated, slower than fp32
@@ -27,10 +27,23 @@ def half_precision(
     kind = torch.device(device or default_device()).type
     return 'fp16' if kind in ('cuda','mps') else 'bf16' if kind=='cpu' and cpu_has_bf16() else None
 
-# %% ../nbs/06_precision.ipynb #fe8da813
+# %% ../nbs/06_precision.ipynb #334bab42
+_entered = [] # autocast regions that are open: an interrupt in a forward pass leaves one behind
+
+def leave_autocast():
+    "Close what an interrupted forward pass left open, without which all that follows would run in half precision"
+    while _entered: _entered.pop().__exit__(None, None, None)
+
 class MixedPrecision(fp16.MixedPrecision):
     "fastai's `MixedPrecision` on the device that the model is on. The gradient scaler works for fp16 alone: bf16 has fp32's range"
+    def before_batch(self):
+        self.autocast.__enter__()
+        _entered.append(self.autocast)
+
+    def after_loss(self): _entered.pop().__exit__(None, None, None)
+
     def before_fit(self):
+        leave_autocast()
         device = next((p.device for p in self.model.parameters()), self.dls.device).type
         if device=='cuda' and self.amp_mode==AMPMode.BF16 and not torch.cuda.is_bf16_supported():
             raise ValueError('bf16: this GPU has no bfloat16. Use to_fp16()')
@@ -38,7 +51,7 @@ class MixedPrecision(fp16.MixedPrecision):
         self.kwargs['enabled'] = dtype==torch.float16
         self.autocast,self.learn.scaler,self.scales = torch.autocast(device, dtype=dtype),torch.amp.GradScaler(device, **self.kwargs),L()
 
-# %% ../nbs/06_precision.ipynb #bbaec935
+# %% ../nbs/06_precision.ipynb #76ccf58a
 class _TapGrad(torch.autograd.Function):
     "3x3 convolution, padding 1, whose weight gradient is a matrix product for each tap"
     @staticmethod
@@ -56,7 +69,7 @@ class _TapGrad(torch.autograd.Function):
         return gx,gw.view(co,ci,3,3).to(memory_format=torch.channels_last)
 
 def _tap_forward(m, x):
-    if m.training and x.shape[-1]*x.shape[-2]<=16 and torch.is_autocast_enabled('cpu'):
+    if m.training and x.shape[-1]*x.shape[-2]<=64 and torch.is_autocast_enabled('cpu'):
         dtype = torch.get_autocast_dtype('cpu')
         return _TapGrad.apply(x.to(dtype), m.weight.to(dtype))
     return type(m).forward(m, x)

@@ -18,7 +18,7 @@ from .precision import *
 # %% auto #0
 __all__ = ['recipes', 'History', 'plot_history', 'Recipe']
 
-# %% ../nbs/07_recipe.ipynb #72e6604c
+# %% ../nbs/07_recipe.ipynb #27a7834d
 class History(Callback):
     "A row for each epoch: learning rate, seconds, loss and accuracy of both parts, averages over samples; no row for an unfinished epoch"
     order = Recorder.order+1
@@ -32,7 +32,7 @@ class History(Callback):
         if not self.yb: return
         n,part = len(self.yb[0]),'train' if self.training else 'valid'
         right = (self.pred.detach().argmax(1)==self.yb[0]).sum() if self.pred.ndim==2 else tensor(0)
-        now = torch.stack([self.loss.detach().float()*n, right.to(self.loss.device).float(), tensor(float(n), device=self.loss.device)])
+        now = torch.stack([self.loss.detach().float().mean()*n, right.to(self.loss.device).float(), tensor(float(n), device=self.loss.device)])
         self._sums[part] = self._sums.get(part, 0)+now
 
     def after_train(self): self._train_seconds = time.perf_counter()-self._start
@@ -74,7 +74,7 @@ def plot_history(
     if len(frames)==1: fig.suptitle(next(iter(frames)))
     return fig
 
-# %% ../nbs/07_recipe.ipynb #2082b064
+# %% ../nbs/07_recipe.ipynb #3dfc3b85
 @dataclass(frozen=True)
 class Recipe:
     "All that a training depends on but the images"
@@ -95,7 +95,12 @@ class Recipe:
     source:str='' # Where it comes from
 
     def __post_init__(self):
-        if self.model not in models: raise ValueError(f'Recipe: model={self.model!r}, expected one of {", ".join(models)}')
+        def check(ok, nm, want):
+            if not ok: raise ValueError(f'Recipe: {nm}={getattr(self,nm)!r}, expected {want}')
+        check(self.model in models, 'model', f'one of {", ".join(models)}')
+        for nm in ('epochs','bs'): check(getattr(self,nm)>=1, nm, 'at least 1')
+        check(self.seed>=0, 'seed', '0 or more')
+        check(0<=self.label_smoothing<1, 'label_smoothing', 'a share, from 0 to below 1')
 
     def but(self, **changes) -> Recipe:
         "The same recipe with some fields changed. Raises `ValueError` for a field that does not exist"
@@ -131,7 +136,7 @@ def plot_lrs(self:Recipe,
     ax.set_title(self.name)
     return ax
 
-# %% ../nbs/07_recipe.ipynb #1442642f
+# %% ../nbs/07_recipe.ipynb #7f3dc341
 @patch
 def dls(self:Recipe,
     path, # Folder of images, as for `image_dls`
@@ -160,5 +165,6 @@ def fit(self:Recipe,
 ) -> Learner: # The same learner
     "Train for all epochs of the recipe by its schedule"
     n = len(learn.dls.train)
-    learn.fit(self.epochs, lr=float(self.lrs(n)[0]), cbs=[ScheduleLR(self.lrs(n), self.schedule.moms(self.epochs,n))]+L(cbs))
+    try: learn.fit(self.epochs, lr=float(self.lrs(n)[0]), cbs=[ScheduleLR(self.lrs(n), self.schedule.moms(self.epochs,n))]+L(cbs))
+    finally: leave_autocast()
     return learn

@@ -66,7 +66,7 @@ def plot_lrs(
     if len(named)>1: ax.legend()
     return ax
 
-# %% ../nbs/05_schedule.ipynb #d3e3744d
+# %% ../nbs/05_schedule.ipynb #e8a9d427
 class ScheduleLR(Callback):
     "Set the learning rate, and momentum, of every step from arrays"
     order,run_valid = 60,False # as fastai's `ParamScheduler`
@@ -80,5 +80,6 @@ class ScheduleLR(Callback):
         if len(self.lrs)!=n: raise ValueError(f'ScheduleLR: a curve of {len(self.lrs)} steps for a fit of {n} ({self.n_epoch} epochs of {len(self.dls.train)})')
 
     def before_batch(self):
-        self.opt.set_hypers(lr=float(self.lrs[self.train_iter]))
-        if self.moms is not None: self.opt.set_hypers(mom=float(self.moms[self.train_iter]))
+        i = self.epoch*len(self.dls.train) + self.iter
+        self.opt.set_hypers(lr=float(self.lrs[i]))
+        if self.moms is not None: self.opt.set_hypers(mom=float(self.moms[i]))
