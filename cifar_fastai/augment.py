@@ -14,7 +14,7 @@ from fastai.vision.all import *
 __all__ = ['cifar_mean', 'cifar_std', 'policies', 'augment_ops', 'Policy', 'derive_seed', 'shift_pixels', 'affine', 'pixel_coin',
            'augment_batch', 'BatchAugment', 'ItemAugment']
 
-# %% ../nbs/01_augment.ipynb #7ff04781
+# %% ../nbs/01_augment.ipynb #1bd221c5
 cifar_mean,cifar_std = (0.4914,0.4822,0.4465),(0.2470,0.2435,0.2616)
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Policy:
     brightness:float=0. # Largest change of brightness, as a share of the full range
     contrast:float=0. # Largest change of contrast: 0.13 multiplies by 0.87 to 1.13
     order:tuple=('crop','affine','flip','hole','light') # Operations in their order; those not named come after
-    published_fill:bool=False # Fill as the published trainings really did, with the mean in normalised space: a lighter grey
+    published_fill:bool=False # Fill as two of the published trainings really did, with the mean in normalised space: a lighter grey
 
     def __post_init__(self):
         def check(ok, nm, want):
