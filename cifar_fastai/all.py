@@ -9,4 +9,5 @@ from .schedule import *
 from .precision import *
 from .recipe import *
 from .gradcam import *
+from .interpret import *
 from .run import *

@@ -25,7 +25,7 @@ from .bench import *
 # %% auto #0
 __all__ = ['data_path', 'EpochTable', 'half_name', 'cifar_train', 'cifar_bench']
 
-# %% ../nbs/14_cli.ipynb #61f144c1
+# %% ../nbs/14_cli.ipynb #2655acf2
 def data_path(
     data:str # 'cifar10', 'digits', or a folder with `train/<class>/` and `test/<class>/`
 ) -> Path:
@@ -71,15 +71,22 @@ def _valid(valid):
     except ValueError: raise ValueError(f'--valid {valid}: expected test or a share such as 0.1') from None
 
 def _recipe(name, **changes):
-    if name not in recipes: raise ValueError(f'recipe {name!r}: expected one of {", ".join(recipes)}')
-    return recipes[name].but(**{k:v for k,v in changes.items() if v is not None})
+    return look_up('recipe', name, recipes).but(**{k:v for k,v in changes.items() if v is not None})
 
-# %% ../nbs/14_cli.ipynb #a08c904d
-@call_parse(pos=['recipe'])
+# %% ../nbs/14_cli.ipynb #74765ee5
+def _with_lr(r, lr):
+    s = r.schedule
+    if isinstance(s, Interp): s = replace(s, lr=tuple(o*lr/max(s.lr) for o in s.lr))
+    else: s = replace(s, **{'lr_max' if isinstance(s, OneCycle) else 'lr': lr})
+    return r.but(schedule=s)
+
+@call_parse
 def cifar_train(
-    recipe:str='davidnet', # Name of the recipe
+    *recipe:str, # Names of one recipe or of several to train one after the other; davidnet unless given
     data:str='cifar10', # cifar10, digits (needs no download), or a folder with train/<class>/ and test/<class>/
-    epochs:int=None, # Number of epochs; the recipe's unless given, as for all that follow
+    seeds:int=1, # Trainings of each recipe, from its seed upwards, with a table of mean and spread at the end
+    model:str=None, # Another architecture, with its default arguments; the recipe's unless given, as for all that follow
+    epochs:int=None, # Number of epochs
     bs:int=None, # Batch size
     lr:float=None, # Highest learning rate, the schedule scaled to it
     valid:str=None, # test, or the share of train to hold out, such as 0.1
@@ -87,32 +94,40 @@ def cifar_train(
     engine:str='batch', # batch: images resident on the device; item: albumentations in worker processes
     device:str=None, # cuda, cpu, mps; the best there is unless given
     fp32:store_true=False, # Single precision, where the device would gain by half
+    tensorboard:store_true=False, # Write a TensorBoard log into the run folder
+    results:str=None, # Folder of results: add the epochs and a row of mean and spread of each recipe
     name:str=None, # Name of the run; the recipe's unless given
     out:str='runs', # Folder of all runs
 ):
-    "Train a recipe, print a line for each epoch, and keep the run in its folder"
+    "Train recipes, print a line for each epoch, and keep each run in its folder"
+    state = {}
+    def begin(r, learn, run):
+        state.update(learn=learn, run=run, r=r)
+        dls = learn.dls
+        if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
+        print(f'{run.path.name} ({n_params(learn.model):,} parameters) on {path}: {len(dls.train_ds):,} images to train, {len(dls.valid_ds):,} to validate, on {dls.device} in {half_name(r, dls.device)}')
     try:
-        r = _recipe(recipe, epochs=epochs, bs=bs, seed=seed, valid=_valid(valid), half=False if fp32 else None)
-        if lr:
-            if not isinstance(r.schedule, Interp): r = r.but(schedule=replace(r.schedule, lr_max=lr))
-            else: r = r.but(schedule=replace(r.schedule, lr=tuple(o*lr/max(r.schedule.lr) for o in r.schedule.lr)))
+        if lr is not None and not lr>0: raise ValueError(f'--lr {lr}: expected a number above 0')
+        changes = dict(epochs=epochs, bs=bs, seed=seed, valid=_valid(valid), half=False if fp32 else None, model=model, model_args={} if model else None)
+        rs = [_recipe(o, **changes) for o in recipe or ('davidnet',)]
+        if lr: rs = [_with_lr(r, lr) for r in rs]
         _check_device(device)
         path = data_path(data)
-        dls = r.dls(path, engine=engine, device=device)
-        learn = r.learner(dls, cbs=EpochTable())
-        run = Run.new(name or r.name, out, r, data=str(path), device=str(dls.device), engine=engine, command=' '.join(sys.argv))
-    except (DataError,ValueError,OSError) as e: _stop(f'cifar_train: {e}')
-    print(f'{r.name} ({n_params(learn.model):,} parameters) on {path}: {len(dls.train_ds):,} images to train, {len(dls.valid_ds):,} to validate, on {dls.device} in {half_name(r, dls.device)}')
-    try:
-        with nullcontext() if sys.stdout.isatty() else learn.no_bar(): run.record(learn, r.fit)
+        runs = train_runs(rs, path, seeds, out, name, EpochTable, tensorboard, begin, dict(engine=engine, command=' '.join(sys.argv), commit=git_commit(), device_name=device_name(device or default_device())), engine=engine, device=device)
+    except (DataError,ValueError,OSError) as e: _stop(f'cifar_train: {error_text(e)}')
     except KeyboardInterrupt:
-        n = len(learn.history.rows)
-        _stop(f'\nStopped in epoch {n+1} of {r.epochs}. {n} whole epochs and the weights at this moment are in {run.path}', 130)
-    last,best = run.history().iloc[-1],run.best()
-    print(f'final accuracy {last.valid_accuracy:.2%} (epoch {last.epoch:.0f}), best {best.valid_accuracy:.2%} (epoch {best.epoch:.0f})')
-    print(f'run: {run.path}   curves: {run.path/"curves.png"}')
+        if not state: raise
+        n = len(state['learn'].history.rows)
+        _stop(f'\nStopped in epoch {n+1} of {state["r"].epochs}. {n} whole epochs and the weights at this moment are in {state["run"].path}', 130)
+    done = [o for o in runs if o.info['state']=='done']
+    for run in done:
+        last,best = run.history().iloc[-1],run.best()
+        print(f'{run.path.name}: final accuracy {last.valid_accuracy:.2%} (epoch {last.epoch:.0f}), best {best.valid_accuracy:.2%} (epoch {best.epoch:.0f})   run: {run.path}   curves: {run.path/"curves.png"}')
+    if results and done: save_results(done, results)
+    if len(runs)>1: print(summarise(runs).round(4).to_string())
+    if len(done)<len(runs): raise SystemExit(1)
 
-# %% ../nbs/14_cli.ipynb #59bee759
+# %% ../nbs/14_cli.ipynb #fe978eeb
 @call_parse(pos=['recipe'])
 def cifar_bench(
     recipe:str='davidnet', # Name of the recipe
@@ -136,5 +151,5 @@ def cifar_bench(
     if csv:
         for nm,row in df.iterrows():
             write_row(csv, recipe=r.name, learner=nm, n=rounds, mean=round(row['mean'],1), sd=round(row['sd'],1), ratio=round(row['ratio'],2), unit='images/s in training',
-                      device=torch.cuda.get_device_name() if 'cuda' in kind else f'{kind}, {os.cpu_count()} cores', precision=half_name(r, kind) if nm!='stock fastai' else 'to_fp16',
+                      device=device_name(kind), precision=half_name(r, kind) if nm!='stock fastai' else 'to_fp16',
                       bs=r.bs, steps=steps, torch=torch.__version__, commit=git_commit(), date=time.strftime('%Y-%m-%d'))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastai.vision.all import *
 
 # %% auto #0
-__all__ = ['cam_methods', 'gradcam', 'unit_range', 'GradCAM']
+__all__ = ['cam_methods', 'gradcam', 'unit_range', 'GradCAM', 'plot_cams']
 
 # %% ../nbs/08_gradcam.ipynb #4197712a
 def gradcam(
@@ -28,18 +28,26 @@ def unit_range(
 
 cam_methods = dict(gradcam=gradcam)
 
-# %% ../nbs/08_gradcam.ipynb #dd1f7c86
-def _last_map(model, x):
-    "Name of the last module that gives a feature map, [N, C, h, w] with more than one pixel"
-    last,handles = [],[]
-    def look(nm): return lambda m,i,o: last.append(nm) if isinstance(o,Tensor) and o.ndim==4 and o.shape[-1]*o.shape[-2]>1 else None
+# %% ../nbs/08_gradcam.ipynb #fb627bec
+@contextmanager
+def _eval_mode(model):
+    "Modules in evaluation mode, and then each as it was"
+    was = [m.training for m in model.modules()]
+    try: yield model.eval()
+    finally:
+        for m,t in zip(model.modules(), was): m.training = t
+
+def _maps(model, x):
+    "Names of the modules that give a feature map, [N, C, h, w] with more than one pixel, in the order of the forward pass"
+    names,handles = [],[]
+    def look(nm): return lambda m,i,o: names.append(nm) if isinstance(o,Tensor) and o.ndim==4 and o.shape[-1]*o.shape[-2]>1 else None
     try:
         handles = [m.register_forward_hook(look(nm)) for nm,m in model.named_modules() if nm]
         with torch.no_grad(): model(x[:1])
     finally:
         for h in handles: h.remove()
-    if not last: raise ValueError('GradCAM: no module of this model gives a feature map. Name one with `layer`')
-    return last[-1]
+    if not names: raise ValueError('GradCAM: no module of this model gives a feature map. Name one with `layer`')
+    return names
 
 class GradCAM:
     "Class activation maps of `model`, as a context manager: its hook lives inside the `with` block only"
@@ -76,12 +84,10 @@ class GradCAM:
     ) -> Tensor: # Maps [N, H, W] in 0..1, at the size of `x`
         "The maps of a batch, in one backward pass. Leaves mode and gradients of the model as they were"
         if not self.inside: raise RuntimeError('GradCAM: use it as `with GradCAM(model) as cam: cam(x)`, so that its hook is removed')
-        was = [m.training for m in self.model.modules()]
         try:
-            self.model.eval()
-            if self.layer is None: self.layer = _last_map(self.model, x)
-            if self.handle is None: self._hook()
-            with torch.enable_grad():
+            with _eval_mode(self.model),torch.enable_grad():
+                if self.layer is None: self.layer = _maps(self.model, x)[-1]
+                if self.handle is None: self._hook()
                 x = x.detach().as_subclass(Tensor).requires_grad_() # so that frozen weights do not matter
                 logits = self.model(x)
                 if callable(target): score = target(logits)
@@ -91,6 +97,39 @@ class GradCAM:
                 torch.autograd.grad(score.sum(), x)
             maps = self.method(self.activations.float(), self.gradients.float())
             return unit_range(F.interpolate(maps[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0])
-        finally:
-            for m,t in zip(self.model.modules(), was): m.training = t
-            self.activations = self.gradients = None
+        finally: self.activations = self.gradients = None
+
+# %% ../nbs/08_gradcam.ipynb #95c3da4d
+def plot_cams(
+    model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
+    x:Tensor, # Images, normalised as the model wants them, [N, C, H, W]
+    images, # The same ones to look at: for each an RGB picture, [H, W, 3] of uint8 or of floats 0..1, of any size
+    layers:list|None=None, # Names of layers; None: the last four of the model's own children that give a feature map
+    target=None, # None: the predicted class; a class; or one for each image
+    vocab:list|None=None, # Names of the classes; None shows their numbers
+    true=None, # The true class of each image, to be named where another one is shown
+    method='gradcam' # As for `GradCAM`
+) -> plt.Figure: # A row for each image: the picture, then the map of each layer
+    "Where the layers see the class that is named at the picture"
+    with torch.no_grad(),_eval_mode(model):
+        probs = model(x).as_subclass(Tensor).float().softmax(1).cpu()
+        if layers is None: layers = [o for o in _maps(model, x) if '.' not in o][-4:]
+    shown = probs.argmax(1) if target is None else torch.as_tensor(target).expand(len(x))
+    maps = []
+    for layer in layers:
+        with GradCAM(model, layer, method) as cam: maps.append(cam(x, shown.to(x.device)).cpu())
+    def name(c): return str(vocab[c] if vocab is not None else c)
+    fig,axs = plt.subplots(len(x), len(layers)+1, figsize=(1.25*len(layers)+2.9,1.25*len(x)+.4), squeeze=False, layout='constrained')
+    for i,(row,img,c) in enumerate(zip(axs, map(np.asarray, images), shown.tolist())):
+        row[0].imshow(img)
+        label = f'{name(c)} {probs[i,c]:.0%}'
+        if true is not None and c!=int(true[i]): label += f'\ntrue: {name(int(true[i]))}'
+        row[0].text(-.06, .5, label, transform=row[0].transAxes, ha='right', va='center', fontsize=9)
+        for ax in row[1:]: ax.imshow(img@(.299,.587,.114), cmap='gray', vmin=0, vmax=255 if img.dtype==np.uint8 else 1)
+    for col,layer,ms in zip(axs.T[1:], layers, maps):
+        col[0].set_title(layer, fontsize=9)
+        for ax,m in zip(col, ms):
+            heat = ax.imshow(m, cmap='cividis', vmin=0, vmax=1, alpha=.5, extent=ax.images[0].get_extent(), interpolation='bilinear')
+    for ax in axs.flat: ax.axis('off')
+    fig.colorbar(heat, ax=axs, aspect=30).set_label('weight for the class, scaled in each map', fontsize=9)
+    return fig

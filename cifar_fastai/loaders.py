@@ -12,7 +12,7 @@ from .data import *
 from .augment import *
 
 # %% auto #0
-__all__ = ['SeededDL', 'RGBImage', 'ToSize', 'ResidentDL', 'stratified_split', 'image_block', 'image_dls']
+__all__ = ['SeededDL', 'RGBImage', 'ToSize', 'ResidentDL', 'stratified_split', 'image_block', 'image_dls', 'plot_augmented']
 
 # %% ../nbs/02_loaders.ipynb #28589151
 class SeededDL(TfmdDL):
@@ -48,7 +48,7 @@ class SeededDL(TfmdDL):
         res.epoch,res._looks = 2**31+self._looks,self._looks*1000
         return res
 
-# %% ../nbs/02_loaders.ipynb #cb48e9c7
+# %% ../nbs/02_loaders.ipynb #329770dd
 class RGBImage:
     "For an `ImageBlock`: opens files by `read_image`, as a `PILImage` of 8-bit RGB"
     @staticmethod
@@ -59,6 +59,8 @@ class ToSize(Transform):
     order = 0 # before augmentation
     def __init__(self, size:int): self.size = size # Side in pixels
     def encodes(self, x:PILImage): return PILImage(Image.fromarray(read_image(x, self.size)))
+
+def _labels(files): return [os.path.basename(os.path.dirname(str(o))) for o in files] # `parent_label`, but quick for 50,000
 
 class ResidentDL(SeededDL):
     "A `SeededDL` that holds all its images as uint8 on the device and indexes them batch by batch"
@@ -84,8 +86,7 @@ class ResidentDL(SeededDL):
         else: x = torch.from_numpy(self.images.pixels[rows])
         self.x = x.to(self.device)
         if len(self.dataset.tls)>1:
-            o2i = self.dataset.tls[1].vocab.o2i
-            labels = [os.path.basename(os.path.dirname(str(o))) for o in items] # `parent_label`, but quick for 50,000 files
+            o2i,labels = self.dataset.tls[1].vocab.o2i,_labels(items)
             if lost := set(labels)-set(o2i): raise DataError(f'class {sorted(lost)[0]!r} is not one of those trained on: {", ".join(o2i)}')
             self.y = tensor([o2i[o] for o in labels]).to(self.device)
 
@@ -120,7 +121,7 @@ def stratified_split(
         held += np.random.default_rng(derive_seed(seed,i)).permutation(idx)[:n].tolist()
     return sorted(set(range(len(labels)))-set(held)),sorted(held)
 
-# %% ../nbs/02_loaders.ipynb #3a5fe222
+# %% ../nbs/02_loaders.ipynb #7237b4a9
 def image_block(
     classes:list, # Class names in the order of their numbers
     files, # Image files: `<path>/<train or test>/<class>/<name>`
@@ -144,8 +145,9 @@ def image_dls(
     size:int|None=None, # Side in pixels; None takes the usual one of the folder, from 32 to 96
     drop_last:bool=False, # Drop a last batch that is not full?
     num_workers:int|None=None, # Worker processes of the item engine; None is fastai's default
-    cache:bool=True # Keep decoded pixels in `<path>/.pixels/`?
-) -> DataLoaders: # Normalised by the statistics of the train part
+    cache:bool=True, # Keep decoded pixels in `<path>/.pixels/`?
+    stats:tuple|None=None # Mean and standard deviation of each channel, of pixels 0..1; None takes those of the train part
+) -> DataLoaders: # Normalised by `stats`
     "A folder of small images as `DataLoaders`. Raises `DataError` that names the file or folder at fault"
     if isinstance(policy, str):
         if policy not in policies: raise ValueError(f'policy={policy!r}: expected one of {", ".join(policies)}')
@@ -159,7 +161,7 @@ def image_dls(
     else: splits = stratified_split([f.split('/')[1] for f in images.files[n_test:]], valid, seed)
     if valid!='test': paths = paths[n_test:]
     if bs>len(splits[0]): raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}. Choose a smaller batch size')
-    mean,std = decoded.stats(np.array(splits[0]) + (0 if valid=='test' else n_test))
+    mean,std = stats or decoded.stats(np.array(splits[0]) + (0 if valid=='test' else n_test))
     batch_tfms = [Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)]
     kw = dict(bs=bs, drop_last=drop_last, device=torch.device(device) if device else default_device(), seed=seed)
     if engine=='batch':
@@ -168,3 +170,29 @@ def image_dls(
     item_tfms = [ToSize(decoded.size)] + policy.item_tfms(mean,std,seed)
     block = image_block(images.classes, paths, lambda o: splits, item_tfms, batch_tfms)
     return block.dataloaders(path, path=images.path, num_workers=num_workers, **kw)
+
+# %% ../nbs/02_loaders.ipynb #7aab7897
+def plot_augmented(
+    dls:DataLoaders, # From `image_dls`
+    n:int=5, # Images for each class; where it has fewer, they come again, augmented anew
+    classes:list|None=None, # Names of classes; None shows all of them, the first 20 at most
+    seed:int=0 # Of the choice of images and of their augmentation
+) -> plt.Figure: # A strip of images for each class
+    "Training images of each class, augmented, as the network sees them but for the normalisation. Leaves order and epochs of `dls` alone"
+    items,rng = dls.train_ds.items,np.random.default_rng(seed)
+    classes,labels = classes or list(dls.vocab)[:20],np.array(_labels(items))
+    if lost := set(classes)-set(labels): raise ValueError(f'plot_augmented: no training image of class {sorted(lost)[0]!r}')
+    files = [items[i] for c in classes for i in np.resize(rng.permutation(np.where(labels==c)[0]), n)]
+    dl = dls.train.new(Datasets(tls=[tl._new(files) for tl in dls.train_ds.tls]), bs=len(files), shuffle=False, drop_last=False, num_workers=0)
+    dl.epoch,dl.after_item,dl.after_batch = derive_seed(seed),deepcopy(dl.after_item),deepcopy(dl.after_batch) # an epoch may be under way
+    x = F.pad(dl.decode(next(iter(dl)))[0].as_subclass(Tensor).cpu(), (0,2,0,0), value=255) # a white gap
+    strips = x.view(len(classes), n, *x.shape[1:]).permute(0,3,1,4,2).flatten(2,3)[:,:,:-2]
+    cols = min(len(classes), max(1, 10//n))
+    rows = math.ceil(len(classes)/cols)
+    fig,axs = plt.subplots(rows, cols, figsize=(.84*n*cols,rows), squeeze=False, layout='constrained')
+    fig.get_layout_engine().set(wspace=.04)
+    for ax in axs.flat: ax.axis('off')
+    for ax,strip,c in zip(axs.flat, strips, classes):
+        ax.imshow(strip, interpolation='nearest')
+        ax.set_title(c, fontsize=9, loc='left', pad=2)
+    return fig

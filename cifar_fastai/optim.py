@@ -1,4 +1,4 @@
-"""torch's own optimizers as fastai optimizer functions
+"""torch's own optimizers as fastai optimizer functions, and what is added to the loss
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/optim.html.md"""
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastai.vision.all import *
 
 # %% auto #0
-__all__ = ['torch_opt', 'sgd']
+__all__ = ['torch_opt', 'sgd', 'adam', 'decay_groups', 'L1Penalty']
 
 # %% ../nbs/04_optim.ipynb #43caed11
 def torch_opt(
@@ -26,3 +26,41 @@ def sgd(
 ): # For `Learner(opt_func=...)`
     "torch's SGD as a fastai `opt_func`"
     return torch_opt(torch.optim.SGD, momentum=mom, weight_decay=wd, nesterov=nesterov)
+
+# %% ../nbs/04_optim.ipynb #f23de16c
+def adam(
+    mom:float=.9, # First beta: of the average of gradients
+    beta2:float=.999, # Second beta: of the average of their squares
+    eps:float=1e-8, # Added to the square root
+    wd:float=0. # Weight decay, added to the gradient
+): # For `Learner(opt_func=...)`
+    "torch's Adam as a fastai `opt_func`"
+    return torch_opt(torch.optim.Adam, betas=(mom,beta2), eps=eps, weight_decay=wd)
+
+# %% ../nbs/04_optim.ipynb #0567d429
+def decay_groups(
+    model:nn.Module # Any module
+) -> list: # Two parameter groups of torch: all that has two dimensions or more, and the rest without weight decay
+    "Splitter: no weight decay on norms and biases, the parameters of one dimension (as timm does it)"
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [dict(params=[p for p in params if p.ndim>1]), dict(params=[p for p in params if p.ndim<=1], weight_decay=0.)]
+
+# %% ../nbs/04_optim.ipynb #08a21ffb
+class L1Penalty(Callback):
+    "Add the absolute values of all weights to what is minimised. The loss that is reported stays the loss"
+    order,run_valid = -4,False
+    def __init__(self,
+        factor:float, # What the penalty is multiplied by
+        form:str='sum' # 'sum' of absolute values, the usual one; 'mean' adds the mean of each parameter tensor
+    ):
+        if form not in ('sum','mean'): raise ValueError(f"L1Penalty: form={form!r}, expected 'sum' or 'mean'")
+        store_attr()
+
+    def penalty(self, model:nn.Module) -> Tensor: # Scalar
+        "The penalty of a model's trainable parameters"
+        absolute = torch._foreach_abs([p for p in model.parameters() if p.requires_grad])
+        return self.factor*torch.stack([o.sum() if self.form=='sum' else o.mean() for o in absolute]).sum()
+
+    def after_loss(self):
+        self.value = self.penalty(self.model)
+        self.learn.loss_grad = self.loss_grad + self.value
