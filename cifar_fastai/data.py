@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 __all__ = ['cifar10_classes', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'find_images', 'Images', 'load_images',
            'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
 
-# %% ../nbs/00_data.ipynb #c2d9cd86
+# %% ../nbs/00_data.ipynb #43133c0b
 def look_up(
     kind:str, # What is looked for, for the message: 'recipe', 'model', ...
     name:str, # Its name
@@ -32,7 +32,7 @@ def look_up(
     "What goes by a name. Raises `ValueError` with the nearest name there is"
     if name in options: return options[name] if isinstance(options, dict) else name
     near = difflib.get_close_matches(str(name), list(options), n=1, cutoff=.4)
-    raise ValueError(f'{kind} {name!r}: ' + (f'did you mean {near[0]!r}? There is ' if near else 'expected one of ') + ', '.join(map(str, options)))
+    raise ValueError(f'{kind} {name!r}: ' + (f'did you mean {near[0]!r}? There are ' if near else 'expected one of ') + ', '.join(map(str, options)))
 
 # %% ../nbs/00_data.ipynb #0291b9c2
 class DataError(Exception):

@@ -99,7 +99,7 @@ class GradCAM:
             return unit_range(F.interpolate(maps[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0])
         finally: self.activations = self.gradients = None
 
-# %% ../nbs/08_gradcam.ipynb #95c3da4d
+# %% ../nbs/08_gradcam.ipynb #3e555554
 def plot_cams(
     model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
     x:Tensor, # Images, normalised as the model wants them, [N, C, H, W]
@@ -113,7 +113,9 @@ def plot_cams(
     "Where the layers see the class that is named at the picture"
     with torch.no_grad(),_eval_mode(model):
         probs = model(x).as_subclass(Tensor).float().softmax(1).cpu()
-        if layers is None: layers = [o for o in _maps(model, x) if '.' not in o][-4:]
+        if layers is None:
+            names = _maps(model, x)
+            layers = ([o for o in names if '.' not in o] or names)[-4:]
     shown = probs.argmax(1) if target is None else torch.as_tensor(target).expand(len(x))
     maps = []
     for layer in layers:

@@ -117,9 +117,9 @@ class ChannelAttention(nn.Module):
         z = self.out((self.attention(x) @ self.v(x)[:,:,None])[...,0])
         return x+z if self.residual else z
 
-# %% ../nbs/03_models.ipynb #a2b9d127
+# %% ../nbs/03_models.ipynb #30bcb509
 class GlobalAvgPool(nn.Module):
-    "The average of a map, as `nn.AdaptiveAvgPool2d(1)`, whose gradient is a tensor of its own and not one value seen many times: batch norm behind it goes back 9 times as fast on a CPU"
+    "The average of a map, as `nn.AdaptiveAvgPool2d(1)`, whose gradient is a tensor of its own and not one value seen many times, so that batch norm before it goes back quickly on a CPU"
     def forward(self, x): return F.avg_pool2d(x, x.shape[-2:])
 
 @register_model
@@ -188,7 +188,7 @@ def davidnet(
         layer3=SkipStage(256, 512, skip),
         pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(512, n_out), scale=Scale(scale)))
 
-# %% ../nbs/03_models.ipynb #ec1d8278
+# %% ../nbs/03_models.ipynb #bfb0cfac
 class ModelSummary:
     "The layers of a model as a table, `rows`, and as a picture, `plot()`; see `model_summary`"
     def __init__(self, rows, stages, inp, params, macs): store_attr()
@@ -197,7 +197,7 @@ class ModelSummary:
         r = self.rows
         lines = [f'{"Layer":<24}{"Output":>20}{"Parameters":>14}', '='*58]
         lines += [f'{o.layer+"-"+str(i+1):<24}{str(o.output):>20}{f"({o.parameters:,})" if o.again else f"{o.parameters:,}":>14}' for i,o in enumerate(r.itertuples())]
-        once,mb = r.parameters[~r.again].sum(),2**20
+        once,mb = r.new.sum(),2**20
         lines += ['='*58, f'{self.params:,} parameters ({self.params*4/mb:.2f} MB in fp32)' + (f', {self.params-once:,} of them not in these layers' if self.params!=once else ''),
                   f'{self.macs:,} multiply-adds and {sum(math.prod(o) for o in r.output)*4/mb:.2f} MB of outputs for one image of {"x".join(map(str,self.inp))}']
         if r.again.any(): lines.append('(n): a layer that was used before, counted once')
@@ -230,16 +230,22 @@ def model_summary(
     n_in:int=3 # Channels of the image
 ) -> ModelSummary: # Prints as a table; `rows` is a `DataFrame`, `plot()` draws the stages
     "Type, output shape and parameters of every layer. The model stays as it is: mode, averages and hooks"
-    rows,stages,seen,handles,was = [],[],set(),[],{m: m.training for m in model.modules()}
+    rows,stages,seen,counted,handles,was = [],[],set(),set(),[],{m: m.training for m in model.modules()}
     stage_names = {m: nm for nm,m in model.named_children()}
     def look(m, inp, out):
-        if m in stage_names: stages.append((stage_names[m], tuple(out.shape[1:]), n_params(m)))
+        out = next((o for o in ([out] if isinstance(out, Tensor) else L(out)) if isinstance(o, Tensor)), None)
+        if out is None: return
+        shape = tuple(out.shape[1:]) or (1,)
+        if m in stage_names: stages.append((stage_names[m], shape, n_params(m)))
         if isinstance(m, (nn.Sequential,nn.ModuleList)): return
-        rows.append(dict(layer=type(m).__name__, output=tuple(out.shape[1:]), parameters=sum(p.numel() for p in m.parameters(recurse=False)), again=m in seen))
-        seen.add(m)
+        own = list(m.parameters(recurse=False))
+        rows.append(dict(layer=type(m).__name__, output=shape, parameters=sum(p.numel() for p in own),
+                         new=sum(p.numel() for p in own if p not in counted), again=m in seen))
+        seen.add(m); counted.update(own)
     try:
-        handles = [m.register_forward_hook(look) for m in model.modules() if m is not model]
-        x = torch.zeros(1, n_in, size, size, device=next(model.parameters()).device)
+        handles = [m.register_forward_hook(look) for m in model.modules() if m is not model or not list(m.children())]
+        like = next(model.parameters(), torch.zeros(()))
+        x = torch.zeros(1, n_in, size, size, device=like.device, dtype=like.dtype)
         with torch.no_grad(),FlopCounterMode(display=False) as flops: model.eval()(x)
     finally:
         for h in handles: h.remove()

@@ -37,17 +37,17 @@ def adam(
     "torch's Adam as a fastai `opt_func`"
     return torch_opt(torch.optim.Adam, betas=(mom,beta2), eps=eps, weight_decay=wd)
 
-# %% ../nbs/04_optim.ipynb #0567d429
+# %% ../nbs/04_optim.ipynb #3516a0d4
 def decay_groups(
     model:nn.Module # Any module
 ) -> list: # Two parameter groups of torch: all that has two dimensions or more, and the rest without weight decay
-    "Splitter: no weight decay on norms and biases, the parameters of one dimension (as timm does it)"
+    "Splitter for `torch_opt`: no weight decay on norms and biases, the parameters of one dimension (as timm does it). Not to be frozen, and a `wd` given to `fit` goes to both groups"
     params = [p for p in model.parameters() if p.requires_grad]
     return [dict(params=[p for p in params if p.ndim>1]), dict(params=[p for p in params if p.ndim<=1], weight_decay=0.)]
 
-# %% ../nbs/04_optim.ipynb #08a21ffb
+# %% ../nbs/04_optim.ipynb #6a578910
 class L1Penalty(Callback):
-    "Add the absolute values of all weights to what is minimised. The loss that is reported stays the loss"
+    "Add the absolute values of all trainable parameters to what is minimised. The loss that is reported stays the loss; `value` is the penalty of the last step"
     order,run_valid = -4,False
     def __init__(self,
         factor:float, # What the penalty is multiplied by

@@ -12,7 +12,7 @@ from fastai.callback.fp16 import AMPMode
 from fastai.callback.channelslast import ChannelsLast
 
 # %% auto #0
-__all__ = ['cpu_has_bf16', 'half_precision', 'leave_autocast', 'MixedPrecision', 'TapGradients']
+__all__ = ['cpu_has_bf16', 'half_precision', 'device_name', 'leave_autocast', 'MixedPrecision', 'TapGradients']
 
 # %% ../nbs/06_precision.ipynb #047274d2
 def cpu_has_bf16() -> bool: # False: bf16 would be emulated, slower than fp32
@@ -27,7 +27,16 @@ def half_precision(
     kind = torch.device(device or default_device()).type
     return 'fp16' if kind in ('cuda','mps') else 'bf16' if kind=='cpu' and cpu_has_bf16() else None
 
-# %% ../nbs/06_precision.ipynb #334bab42
+# %% ../nbs/06_precision.ipynb #5d5c8376
+def device_name(
+    device # A `torch.device` or its name
+) -> str: # 'NVIDIA H100 80GB HBM3', 'CPU, 2 cores', 'mps'
+    "What a device is, for people"
+    device = torch.device(device)
+    if device.type=='cuda': return torch.cuda.get_device_name(device)
+    return f'CPU, {len(os.sched_getaffinity(0)) if hasattr(os,"sched_getaffinity") else os.cpu_count()} cores' if device.type=='cpu' else device.type
+
+# %% ../nbs/06_precision.ipynb #6f5a9538
 _entered = [] # autocast regions that are open: an interrupt in a forward pass leaves one behind
 
 def leave_autocast():
@@ -41,6 +50,7 @@ class MixedPrecision(fp16.MixedPrecision):
         _entered.append(self.autocast)
 
     def after_loss(self): _entered.pop().__exit__(None, None, None)
+    def abandon(self): leave_autocast() # after an interrupted fit
 
     def before_fit(self):
         leave_autocast()
@@ -51,7 +61,7 @@ class MixedPrecision(fp16.MixedPrecision):
         self.kwargs['enabled'] = dtype==torch.float16
         self.autocast,self.learn.scaler,self.scales = torch.autocast(device, dtype=dtype),torch.amp.GradScaler(device, **self.kwargs),L()
 
-# %% ../nbs/06_precision.ipynb #76ccf58a
+# %% ../nbs/06_precision.ipynb #b551a9ae
 class _TapGrad(torch.autograd.Function):
     "3x3 convolution, padding 1, whose weight gradient is a matrix product for each tap"
     @staticmethod
@@ -85,6 +95,7 @@ class TapGradients(Callback):
     def after_fit(self):
         for m in self.model.modules():
             if isinstance(m, nn.Conv2d): m.__dict__.pop('forward', None)
+    abandon = after_fit # an interrupted fit
 
 # %% ../nbs/06_precision.ipynb #0ad19c08
 def _mixed(learn, mode, channels_last, **kwargs):

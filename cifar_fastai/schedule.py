@@ -14,7 +14,7 @@ import tempfile
 # %% auto #0
 __all__ = ['Interp', 'OneCycle', 'Step', 'Plateau', 'PlateauWatch', 'plot_lrs', 'ScheduleLR', 'PlateauLR', 'RangeTest']
 
-# %% ../nbs/05_schedule.ipynb #a9496028
+# %% ../nbs/05_schedule.ipynb #74b00d75
 @dataclass(frozen=True)
 class Interp:
     "Straight lines between knots, constant within each epoch: the curve of the published DavidNet training"
@@ -27,9 +27,9 @@ class Interp:
     ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
         return np.repeat(np.interp(np.arange(epochs), np.array(self.at)*epochs, self.lr), steps)
 
-    def moms(self, epochs, steps): return None
+    def moms(self, epochs, steps): return None # momentum stays
 
-# %% ../nbs/05_schedule.ipynb #a318fc5b
+# %% ../nbs/05_schedule.ipynb #1a735d21
 @dataclass(frozen=True)
 class OneCycle:
     "fastai's `fit_one_cycle` as a curve (L. Smith, Super-Convergence, 2018): cosine up, cosine down, momentum the other way"
@@ -50,12 +50,13 @@ class OneCycle:
         return self._at(epochs, steps, self.lr_max/self.div, self.lr_max, self.lr_max/self.div_final)
 
     def moms(self, epochs, steps):
+        "Momentum of each step, as `lrs`; None if it stays"
         return None if self.mom is None else self._at(epochs, steps, *self.mom)
 
-# %% ../nbs/05_schedule.ipynb #9cd87939
+# %% ../nbs/05_schedule.ipynb #69266cc1
 @dataclass(frozen=True)
 class Step:
-    "A constant rate that drops by a factor now and then: torch's `MultiStepLR`"
+    "A constant rate that drops by a factor now and then, at the nearest epoch: torch's `MultiStepLR`. In very few epochs two drops may meet"
     lr:float=.1 # First learning rate
     at:tuple=(.5,.75) # Where it drops, as shares of the training
     factor:float=.1 # What each drop multiplies it by
@@ -64,12 +65,12 @@ class Step:
         epochs:int, # Number of epochs
         steps:int # Steps in an epoch
     ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
-        drops = np.array([round(o*epochs) for o in self.at])
+        drops = np.array([max(1, math.floor(o*epochs+.5)) for o in self.at])
         return np.repeat([self.lr*self.factor**int((drops<=e).sum()) for e in range(epochs)], steps)
 
-    def moms(self, epochs, steps): return None
+    def moms(self, epochs, steps): return None # momentum stays
 
-# %% ../nbs/05_schedule.ipynb #0e08adc2
+# %% ../nbs/05_schedule.ipynb #b18d564c
 @dataclass(frozen=True)
 class Plateau:
     "A rate that drops when a metric gets no better for some epochs: torch's `ReduceLROnPlateau`"
@@ -78,27 +79,25 @@ class Plateau:
     patience:int=2 # Epochs without improvement that are waited out; it drops after one more
     threshold:float=1e-3 # Share of the best by which a metric must be better to count
     lr_min:float=1e-4 # It never drops below
-    monitor:str='valid_loss' # Metric of fastai's recorder that decides: less is better for a loss, more for any other
+    monitor:str='valid_loss' # Metric of fastai's recorder that decides: less is better for a loss or an error, more for any other
 
     def lrs(self,
         epochs:int, # Number of epochs
         steps:int, # Steps in an epoch
         values=None # The metric after each epoch; None if it never stops getting better
     ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
-        values,watch,res = range(epochs,0,-1) if values is None else values,PlateauWatch(self),[]
-        if 'loss' not in self.monitor and isinstance(values, range): values = values[::-1]
-        for v in list(values)[:epochs-1]+[None]:
-            res.append(watch.lr)
-            if v is not None: watch(v)
-        return np.repeat(res, steps)
+        if values is None: return np.full(epochs*steps, self.lr)
+        if len(values)<epochs-1: raise ValueError(f'Plateau: {len(values)} values for {epochs} epochs, expected {epochs-1} at least')
+        watch = PlateauWatch(self)
+        return np.repeat([self.lr]+[watch(v) for v in values[:epochs-1]], steps)
 
-    def moms(self, epochs, steps): return None
+    def moms(self, epochs, steps): return None # momentum stays
 
 class PlateauWatch:
     "torch's `ReduceLROnPlateau` on a learning rate alone: call it with each epoch's metric, read `lr`"
     def __init__(self, p:Plateau): # The schedule
         self._opt = torch.optim.SGD([torch.zeros(1)], lr=p.lr)
-        self._sched = torch.optim.lr_scheduler.ReduceLROnPlateau(self._opt, 'min' if 'loss' in p.monitor else 'max', factor=p.factor, patience=p.patience,
+        self._sched = torch.optim.lr_scheduler.ReduceLROnPlateau(self._opt, 'min' if 'loss' in p.monitor or 'error' in p.monitor else 'max', factor=p.factor, patience=p.patience,
                                                                  threshold=p.threshold, threshold_mode='rel', min_lr=p.lr_min)
     @property
     def lr(self): return self._opt.param_groups[0]['lr']
@@ -139,9 +138,9 @@ class ScheduleLR(Callback):
         self.opt.set_hypers(lr=float(self.lrs[i]))
         if self.moms is not None: self.opt.set_hypers(mom=float(self.moms[i]))
 
-# %% ../nbs/05_schedule.ipynb #4023c701
+# %% ../nbs/05_schedule.ipynb #55bbe205
 class PlateauLR(Callback):
-    "Lower the learning rate when the metric of a `Plateau` gets no better"
+    "Lower the learning rate when the metric of a `Plateau` gets no better. Raises `ValueError` for a metric that the recorder does not have"
     order,run_valid = 60,False
     def __init__(self, schedule:Plateau): # The schedule
         self.schedule = schedule
@@ -149,52 +148,59 @@ class PlateauLR(Callback):
     def before_fit(self):
         self._elsewhere = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')
         if self._elsewhere: return
-        names = list(self.recorder.metric_names[1:-1])
+        names = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
         if self.schedule.monitor not in names: raise ValueError(f'PlateauLR: no metric {self.schedule.monitor!r}; the recorder has {", ".join(names)}')
         self._i,self.watch = names.index(self.schedule.monitor),PlateauWatch(self.schedule)
         self.opt.set_hypers(lr=self.watch.lr)
 
     def after_epoch(self):
-        if not self._elsewhere: self.opt.set_hypers(lr=self.watch(self.recorder.values[-1][self._i]))
+        values = self.recorder.values[-1] if self.recorder.values else []
+        if not self._elsewhere and len(values)>self._i and values[self._i] is not None: self.opt.set_hypers(lr=self.watch(values[self._i]))
 
-# %% ../nbs/05_schedule.ipynb #26cb7c80
+# %% ../nbs/05_schedule.ipynb #a7bc8b0d
 class _Untouched:
     "Within this context, whatever a fit does to a learner is undone at the end"
     def __init__(self, learn): self.learn = learn
-    def _rng(self, states=None):
-        cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-        if states is None: return random.getstate(),np.random.get_state(),torch.get_rng_state(),torch.cuda.get_rng_state_all() if cuda else None
-        random.setstate(states[0]); np.random.set_state(states[1]); torch.set_rng_state(states[2])
-        if states[3]: torch.cuda.set_rng_state_all(states[3])
+    def _sources(self):
+        "Getter and setter of each source of chance"
+        yield random.getstate,random.setstate
+        yield np.random.get_state,np.random.set_state
+        yield torch.get_rng_state,torch.set_rng_state
+        if torch.cuda.is_available(): yield torch.cuda.get_rng_state_all,torch.cuda.set_rng_state_all
+        if torch.backends.mps.is_available(): yield torch.mps.get_rng_state,torch.mps.set_rng_state
+        for dl in self.loaders:
+            if hasattr(dl, 'rng'): yield dl.rng.getstate,dl.rng.setstate
+            if isinstance(getattr(dl, 'generator', None), torch.Generator): yield dl.generator.get_state,dl.generator.set_state
 
     def __enter__(self):
         learn = self.learn
-        self.rng,self.modes = self._rng(),{m: m.training for m in learn.model.modules()}
-        self.tensors = {t: t.detach().clone() for t in [*learn.model.parameters(), *learn.model.buffers()]}
-        self.grads = {p: p.grad for p in learn.model.parameters()}
-        for p in self.grads: p.grad = None
-        self.loaders = {dl: (dict(vars(dl)), dl.rng.getstate() if hasattr(dl,'rng') else None) for dl in getattr(learn.dls, 'loaders', learn.dls)}
-        self.cbs = {cb: dict(vars(cb)) for cb in learn.cbs}
-        self.attrs = {k: copy(v) if isinstance(v, list) else v for k,v in vars(learn).items()}
-        learn.opt,self.tmp = None,tempfile.TemporaryDirectory() # a new optimizer for the test: the old one is not touched at all
+        self.modules = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in learn.model.modules()]
+        self.values = [(t, t.detach().clone()) for t in [*learn.model.parameters(), *learn.model.buffers()]]
+        self.grads = [(p, p.grad) for p in learn.model.parameters()]
+        for p,_ in self.grads: p.grad = None
+        self.loaders = [dl for dl in getattr(learn.dls, 'loaders', learn.dls) if hasattr(dl, '__dict__')]
+        self.chance = [(put, get()) for get,put in self._sources()]
+        self.objects = [(o, {k: copy(v) if isinstance(v, (list,L)) else v for k,v in vars(o).items()}) for o in [*self.loaders, *learn.cbs, learn]]
+        built = getattr(learn.opt_func, 'opt', None) # an optimizer that was given ready-made
+        self.built = built and (built, built.state, [dict(g) for g in built.param_groups])
+        learn.opt,self.tmp = None,tempfile.TemporaryDirectory() # a new optimizer for the test: the old one is not touched
         learn.path = Path(self.tmp.name)
 
     def __exit__(self, *args):
-        learn = self.learn
-        for o,d in [(learn,self.attrs), *self.cbs.items(), *[(dl,d) for dl,(d,_) in self.loaders.items()]]:
-            vars(o).clear(); vars(o).update(d)
-        for dl,(_,state) in self.loaders.items():
-            if state: dl.rng.setstate(state)
-        with torch.no_grad():
-            for t,v in self.tensors.items(): t.copy_(v)
-        for p,g in self.grads.items(): p.grad = g
-        for m,mode in self.modes.items(): m.training = mode
-        self._rng(self.rng)
+        for cb in self.learn.cbs: getattr(cb, 'abandon', noop)() # what an interrupted fit leaves open
+        for o,d in self.objects: vars(o).clear(); vars(o).update(d)
+        for put,state in self.chance: put(state)
+        for m,mode,ps,bs in self.modules: m.training = mode; m._parameters.update(ps); m._buffers.update(bs)
+        for t,v in self.values: t.data = v # with the device and the memory format that it had
+        for p,g in self.grads: p.grad = g
+        if self.built:
+            opt,opt.state,groups = self.built[0],self.built[1],self.built[2]
+            for g,d in zip(opt.param_groups, groups): g.update(d)
         self.tmp.cleanup()
 
-# %% ../nbs/05_schedule.ipynb #13487514
+# %% ../nbs/05_schedule.ipynb #f1ac1d56
 class _Ramp(LRFinder):
-    name = 'lr_finder' # by which fastai's recorder and progress bar know that this is no training
+    name = 'lr_finder' # by which other callbacks know that this is no training
     def __init__(self, start, end, num_it, smooth, stop):
         super().__init__(start, end, num_it)
         self.smooth,self.stop,self.rates,self.raw,self.average,self._ema = smooth,stop,[],[],[],0.
@@ -212,26 +218,38 @@ class _Ramp(LRFinder):
 
 class RangeTest:
     "What a range test found: `lrs`, `losses` (raw) and `smooth`, `suggestions` by name, and whether the curve is `flat`"
-    meanings = dict(steep='where the loss falls fastest: a first rate to try, on the safe side', minimum='a decade below the lowest loss: a highest rate for one-cycle',
-                    valley='two thirds down the longest valley (fastai\'s own choice)', slide='the end of the slope, before the loss gets unsteady: the boldest')
-    def __init__(self, lrs, losses, smooth, complete=True, flat_below=.01):
-        self.lrs,self.losses,self.smooth,self.complete = (np.array(o) for o in (lrs,losses,smooth,complete))
-        self.drop = float((self.smooth[0]-self.smooth.min())/abs(self.smooth[0])) if len(self.smooth) else 0.
-        self.flat,self.suggestions = self.drop<flat_below,{}
-        skip = len(lrs)//10
+    meanings = dict(steep='where the loss falls fastest: a first rate to try', minimum='a decade below the lowest loss: a highest rate for one-cycle',
+                    valley='the middle of the longest valley, which is fastai\'s own choice', slide='where the slope begins to change, seen from the end')
+    def __init__(self,
+        lrs, # Learning rate of each step
+        losses, # Its loss
+        smooth, # Its smoothed loss
+        flat_below:float=.01 # A curve is flat if it falls by less than this share of where it starts, or by less than its noise
+    ):
+        self.lrs,self.losses,self.smooth,self.suggestions = np.array(lrs),np.array(losses),np.array(smooth),{}
+        n,skip = len(self.lrs),len(self.lrs)//10
+        self.start = np.median(self.losses[:max(5,skip)]) if n else np.nan
+        noise = np.diff(self.losses[:20]).std()/2**.5 if n>2 else 0.
+        low = self.smooth[skip:].min() if n else np.inf
+        self.drop = float(1-low/self.start)
+        self.grows = bool(not n or (self.smooth[-1]>1.5*self.start and low>.99*self.start))
+        self.flat = bool(not self.grows and self.start-low<max(flat_below*abs(self.start), 2*noise))
+        if self.flat or self.grows or n<20: return
         x,y = tensor(self.lrs[skip:]),tensor(self.smooth[skip:])
-        if self.flat or len(x)<20: return
         for f in (SuggestionMethod.Steep,SuggestionMethod.Minimum,SuggestionMethod.Valley,SuggestionMethod.Slide):
             self.suggestions[f.__name__] = float(f(x, y, len(x))[0])
 
     def __repr__(self):
         span = f'{len(self.lrs)} steps from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}' if len(self.lrs) else 'no step with a finite loss'
-        if self.flat: return (f'Range test, {span}: the curve is flat. The smoothed loss never falls more than {max(self.drop,0):.2%} below its first value, so no rate can be '
-                              'suggested. Either the weights get next to no gradient (look at the initialisation and at the activations), or all of these rates are too low or too high')
+        if self.grows: return f'Range test, {span}: the loss only grows. Start lower'
+        if self.flat: return (f'Range test, {span}: the curve is flat. The smoothed loss, {self.start:.4f} at the start, falls by {max(self.drop,0):.2%} at most, which is no more than its noise, '
+                              'so no rate can be suggested. Either the weights get next to no gradient (look at the initialisation and at the activations), or all of these rates are too low')
         if not self.suggestions: return f'Range test, {span}: too short to suggest anything. Start lower, or take more steps'
         return '\n'.join([f'Range test, {span}'] + [f'{k:>8} {v:.2e}  {self.meanings[k]}' for k,v in self.suggestions.items()])
 
-    def plot(self, ax=None): # Axes to draw on; None makes new ones -> the axes
+    def plot(self,
+        ax=None # Axes to draw on; None makes new ones
+    ): # The axes
         "Raw and smoothed loss over the learning rate, with the suggestions"
         if ax is None: ax = plt.subplots(figsize=(6,3.4), layout='constrained')[1]
         ax.plot(self.lrs, self.losses, color='0.7', lw=1, label='raw')
@@ -250,8 +268,10 @@ def range_test(self:Learner,
     smooth:float=.9, # Weight of the past in the smoothed loss, bias-corrected
     stop:float=4. # Stop when the smoothed loss is this many times its best
 ) -> RangeTest: # Prints its suggestions; `.plot()` draws it
-    "A learning-rate range test that leaves weights, optimizer, random state, data order, recorder and files as they were"
+    "A learning-rate range test that leaves weights, optimizer, random state, data order, recorder and files as they were. Raises `ValueError` for rates or numbers that make no sense"
     if not 0<start<end: raise ValueError(f'range_test: start={start!r}, end={end!r}: expected 0 < start < end')
+    if not 0<=smooth<1: raise ValueError(f'range_test: smooth={smooth!r}: expected 0 or more, below 1')
+    if not len(self.dls.train): raise ValueError('range_test: the training part has no batch. Choose a smaller batch size')
     ramp = _Ramp(start, end, num_it, smooth, stop)
     with _Untouched(self),self.no_logging(): self.fit(num_it//len(self.dls.train)+1, cbs=ramp)
     return RangeTest(ramp.rates, ramp.raw, ramp.average)
