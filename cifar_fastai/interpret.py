@@ -10,18 +10,45 @@ from fastai.vision.all import *
 from .data import *
 
 # %% auto #0
-__all__ = ['predictions', 'misclassified', 'plot_misclassified', 'confusion', 'plot_confusion', 'most_confused']
+__all__ = ['MultiCrop', 'predictions', 'misclassified', 'plot_misclassified', 'confusion', 'plot_confusion', 'most_confused']
 
-# %% ../nbs/09_interpret.ipynb #0c252d57
+# %% ../nbs/09_interpret.ipynb #cf51f79c
+class MultiCrop(nn.Module):
+    "Test-time augmentation: the mean logits of an image (weight 1/2) and of the image shifted up-left and down-right (1/4 each), each with its mirror image (K. Jordan, airbench, 2024)"
+    def __init__(self,
+        model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
+        shift:int=1, # Pixels of the shift; the border is reflected
+        unsure:float=1. # Only images whose probability at the first look is below get the other looks; 1 is all of them
+    ):
+        super().__init__()
+        self.model,self.shift,self.unsure = model,shift,unsure
+
+    def forward(self, x):
+        logits = self.model(x)
+        i = (logits.float().softmax(1).amax(1)<self.unsure).nonzero()[:,0] if self.unsure<1 else slice(None)
+        x,(h,w),s = x[i].as_subclass(Tensor),x.shape[-2:],self.shift
+        if not len(x): return logits
+        padded = F.pad(x, (s,s,s,s), mode='reflect')
+        def both(x): return (self.model(x)+self.model(x.flip(-1)))/2
+        res = ((logits[i]+self.model(x.flip(-1)))/2 + (both(padded[...,:h,:w])+both(padded[...,2*s:,2*s:]))/2)/2
+        if self.unsure>=1: return res
+        return logits.index_copy(0, i, res.to(logits.dtype))
+
+# %% ../nbs/09_interpret.ipynb #b705fdaf
 def predictions(
     learn:Learner, # A trained learner; a table that this function gave comes back as it is
-    dl=None # Labelled images; None is the validation part
+    dl=None, # Labelled images; None is the validation part
+    tta:bool|float=False # Test-time augmentation by `MultiCrop`: True, or only below this probability
 ) -> pd.DataFrame: # A row for each image of `dl`; the row's label is the image's number in `dl.dataset`
     "What the network says to each image, without augmentation: file, true and predicted class, their probabilities, loss"
     if isinstance(learn, pd.DataFrame): return learn
     dl = (learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
     if dl.n_inp==len(dl.dataset.tls): raise ValueError('predictions: these images have no labels. Make them by `dls.test_dl(files, with_labels=True)`')
-    with dl.dataset.set_split_idx(1): probs,targs,losses = (to_np(o) for o in learn.get_preds(dl=dl, with_loss=True))
+    model = learn.model
+    try:
+        if tta: learn.model = MultiCrop(model, unsure=float(tta))
+        with dl.dataset.set_split_idx(1): probs,targs,losses = (to_np(o) for o in learn.get_preds(dl=dl, with_loss=True))
+    finally: learn.model = model
     def named(codes): return pd.Categorical.from_codes(codes, list(learn.dls.vocab))
     return pd.DataFrame(dict(file=list(dl.dataset.items), true=named(targs), predicted=named(probs.argmax(1)), p_predicted=probs.max(1),
                              p_true=probs[np.arange(len(probs)),targs], loss=losses))

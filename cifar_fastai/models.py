@@ -1,4 +1,4 @@
-"""Small residual networks for small images, as plain functions that return an `nn.Module`
+"""Networks for small images, as plain functions that return an `nn.Module`
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 
@@ -12,8 +12,8 @@ from .data import look_up
 
 # %% auto #0
 __all__ = ['models', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'resnet18', 'ChannelAttention',
-           'GlobalAvgPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet', 'ModelSummary',
-           'model_summary']
+           'GlobalAvgPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet', 'whitening_filters',
+           'identity_init', 'BiasNorm', 'ConvGroup', 'speednet', 'set_whitening', 'ModelSummary', 'model_summary']
 
 # %% ../nbs/03_models.ipynb #88bce8d5
 models = {} # the models by name
@@ -187,6 +187,91 @@ def davidnet(
         layer2=conv_pool_norm(128, 256, pool=True),
         layer3=SkipStage(256, 512, skip),
         pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(512, n_out), scale=Scale(scale)))
+
+# %% ../nbs/03_models.ipynb #c0cab0f6
+def whitening_filters(
+    x:Tensor, # Training images as the network gets them, [N, C, H, W]; a few thousand will do
+    size:int=2, # Side of a patch
+    eps:float=5e-4 # Added to the eigenvalues: how much of the faintest directions is let through
+) -> Tensor: # [2*C*size*size, C, size, size]: the whitening filters, then their negatives
+    "Filters that make the patches of `x` uncorrelated and of variance 1 (T. Balsam, hlb-CIFAR10, 2023)"
+    patches = F.unfold(x.float(), size).transpose(1,2).flatten(0,1) # [N*places, C*size*size]
+    patches = patches-patches.mean(0)
+    cov = (patches.t()@patches).double()/len(patches)
+    values,vectors = torch.linalg.eigh(cov)
+    filters = (vectors/(values+eps).sqrt()).t().flip(0).float().view(-1, x.shape[1], size, size)
+    return torch.cat([filters,-filters])
+
+# %% ../nbs/03_models.ipynb #f8f2fc73
+def identity_init(
+    model:nn.Module # Its convolutions are changed in place
+) -> nn.Module: # The same model
+    "Let the first filters of each 3x3 convolution pass on its input channels; the others stay random (as airbench does)"
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d) and m.kernel_size==(3,3): nn.init.dirac_(m.weight.data[:m.in_channels])
+    return model
+
+# %% ../nbs/03_models.ipynb #b51387e3
+class BiasNorm(nn.BatchNorm2d):
+    "Batch norm whose scale stays 1"
+    def __init__(self,
+        nf:int, # Channels
+        momentum:float=.4, # Share of the new batch in the running averages
+        eps:float=1e-12 # Added to the variance
+    ):
+        super().__init__(nf, eps=eps, momentum=momentum)
+        self.weight.requires_grad = False
+
+class ConvGroup(nn.Module):
+    "3x3 convolution, max-pooling, norm, activation, then one or two times convolution, norm, activation"
+    def __init__(self,
+        ni:int, # Channels in
+        nf:int, # Channels out
+        depth:int=2, # Number of convolutions, 2 or 3; with 3, a residual connection over the last two
+        act=nn.GELU # Activation
+    ):
+        super().__init__()
+        def conv(ni): return nn.Conv2d(ni, nf, 3, padding=1, bias=False)
+        self.first,self.act = nn.Sequential(conv(ni), nn.MaxPool2d(2), BiasNorm(nf)),act()
+        self.rest = nn.ModuleList([nn.Sequential(conv(nf), BiasNorm(nf)) for _ in range(depth-1)])
+
+    def forward(self, x):
+        x = x0 = self.act(self.first(x))
+        for block in self.rest:
+            x = block(x)
+            x = self.act(x+x0 if block is self.rest[-1] and len(self.rest)>1 else x)
+        return x
+
+@register_model
+def speednet(
+    n_out:int=10, # Number of classes
+    widths:tuple=(64,256,256), # Channels of the three groups
+    depth:int=2, # Convolutions in a group
+    act:str='gelu', # 'gelu' or 'silu'
+    n_in:int=3, # Channels of the image
+    identity:bool=True # Let convolutions begin as the identity?
+) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 25, gives logits [N, n_out]
+    "The speed net: 1,972,792 parameters. Its first layer is to be set from training images: `set_whitening`"
+    act = dict(gelu=nn.GELU, silu=nn.SiLU)[act]
+    nw = 2*n_in*4
+    head = nn.Linear(widths[-1], n_out, bias=False)
+    head.weight.data /= head.weight.data.std()
+    whiten = nn.Conv2d(n_in, nw, 2)
+    whiten.weight.requires_grad = False
+    nn.init.zeros_(whiten.bias)
+    model = nn.Sequential(OrderedDict(
+        whiten=whiten, act=act(), **{f'layer{i+1}': ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))},
+        pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1])))
+    return identity_init(model) if identity else model
+
+def set_whitening(
+    model:nn.Module, # A `speednet`, or any model with a convolution named `whiten`
+    x:Tensor, # Training images as the network gets them, [N, C, H, W]
+    eps:float=5e-4 # As for `whitening_filters`
+) -> nn.Module: # The same model
+    "Set the first layer of a speed net from training images"
+    model.whiten.weight.data.copy_(whitening_filters(x, model.whiten.kernel_size[0], eps))
+    return model
 
 # %% ../nbs/03_models.ipynb #bfb0cfac
 class ModelSummary:

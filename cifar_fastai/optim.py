@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastai.vision.all import *
 
 # %% auto #0
-__all__ = ['torch_opt', 'sgd', 'adam', 'decay_groups', 'L1Penalty']
+__all__ = ['torch_opt', 'sgd', 'adam', 'orthogonalize', 'Muon', 'muon_groups', 'decay_groups', 'L1Penalty']
 
 # %% ../nbs/04_optim.ipynb #43caed11
 def torch_opt(
@@ -36,6 +36,83 @@ def adam(
 ): # For `Learner(opt_func=...)`
     "torch's Adam as a fastai `opt_func`"
     return torch_opt(torch.optim.Adam, betas=(mom,beta2), eps=eps, weight_decay=wd)
+
+# %% ../nbs/04_optim.ipynb #edd252ec
+def orthogonalize(
+    g:Tensor, # Matrices [..., n, m]
+    steps:int=3, # Newton-Schulz steps
+    dtype=torch.bfloat16, # What it is computed in
+    eps:float=1e-7 # Added to the norm
+) -> Tensor: # Matrices of the same shape, their singular values between about 0.7 and 1.2
+    "The nearest orthogonal matrices, roughly: `U Vᵀ` of the singular value decomposition, by Newton-Schulz iteration (K. Jordan, Muon, 2024)"
+    a,b,c = 3.4445,-4.7750,2.0315
+    x = g.to(dtype)
+    x = x/(x.flatten(-2).norm(dim=-1)[...,None,None]+eps)
+    wide = g.shape[-2]<=g.shape[-1]
+    if not wide: x = x.mT
+    for _ in range(steps):
+        s = x@x.mT
+        x = a*x + (b*s+c*s@s)@x
+    return (x if wide else x.mT).to(g.dtype)
+
+# %% ../nbs/04_optim.ipynb #927ea835
+class Muon(torch.optim.Optimizer):
+    "Orthogonal steps for groups with `muon=True`, SGD with Nesterov momentum for the others"
+    def __init__(self,
+        params, # Parameters or groups of them
+        lr:float=.24, # Learning rate: of a Muon group, the step as a share of the orthogonal matrix
+        momentum:float=.6, # Momentum
+        weight_decay:float=0., # Weight decay of the SGD groups, added to the gradient
+        muon:bool=False, # Are the groups that do not say Muon groups?
+        steps:int=3, # Newton-Schulz steps
+        renorm:int=1 # Renormalise banks every so many steps; 0 never
+    ):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, muon=muon, steps=steps, renorm=renorm, n=0, lr_mult=1.))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            ps = [p for p in group['params'] if p.grad is not None]
+            if not ps: continue
+            gs,mom = [p.grad for p in ps],group['momentum']
+            if group['weight_decay'] and not group['muon']: gs = torch._foreach_add(gs, ps, alpha=group['weight_decay'])
+            for p in ps:
+                if 'momentum_buffer' not in self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+            bufs = [self.state[p]['momentum_buffer'] for p in ps]
+            torch._foreach_mul_(bufs, mom)
+            torch._foreach_add_(bufs, gs)
+            gs = torch._foreach_add(gs, bufs, alpha=mom) # Nesterov
+            if not group['muon']: torch._foreach_add_(ps, gs, alpha=-group['lr'])
+            else: self._orthogonal_step(ps, gs, group)
+            group['n'] += 1 # steps so far
+        return loss
+
+    def _orthogonal_step(self, ps, gs, group):
+        shapes = {}
+        for p,g in zip(ps, gs): shapes.setdefault((len(p),p[0].numel()), []).append((p,g))
+        for pairs in shapes.values():
+            o = orthogonalize(torch.stack([g.reshape(len(g),-1) for _,g in pairs]), group['steps'])
+            for (p,_),u in zip(pairs, o):
+                if group['renorm'] and group['n']%group['renorm']==0: p.mul_(len(p)**.5/p.norm())
+                p.add_(u.view_as(p), alpha=-group['lr'])
+
+# %% ../nbs/04_optim.ipynb #28104382
+def muon_groups(
+    model:nn.Module, # Any network of convolutions
+    lr:float=.24, # Highest rate of the filters
+    bias_lr:float=106., # Highest rate of all biases, for a loss that is the mean of a batch
+    head_lr:float=1340., # Highest rate of the linear layers
+    bias_mom:float=.85, # Momentum of biases and linear layers
+    decay:float=2e-6 # How much of a bias or of a linear layer's weight each step takes off, at the highest rate, for each image of a batch of 2,000
+) -> list: # Parameter groups of torch for `Muon`: bias of a `whiten` layer, other biases and norms, linear layers, filters
+    "Splitter for `Muon`: filters take orthogonal steps, all else is SGD at rates of its own (K. Jordan, 2024)"
+    named = [(nm,p) for nm,p in model.named_parameters() if p.requires_grad]
+    kinds = dict(whiten=[p for nm,p in named if nm=='whiten.bias'], bias=[p for nm,p in named if p.ndim==1 and nm!='whiten.bias'],
+                 head=[p for _,p in named if p.ndim in (2,3)], filters=[p for _,p in named if p.ndim>3])
+    def sgd(kind, rate): return dict(params=kinds[kind], lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False)
+    groups = [sgd('whiten',bias_lr), sgd('bias',bias_lr), sgd('head',head_lr), dict(params=kinds['filters'], muon=True, lr_mult=1.)]
+    return [g for g in groups if g['params']]
 
 # %% ../nbs/04_optim.ipynb #3516a0d4
 def decay_groups(

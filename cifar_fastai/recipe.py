@@ -17,7 +17,7 @@ from .schedule import *
 from .precision import *
 
 # %% auto #0
-__all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'Recipe']
+__all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'Whiten', 'Recipe']
 
 # %% ../nbs/07_recipe.ipynb #5f0fd913
 class History(Callback):
@@ -94,7 +94,32 @@ class StopIfLost(Callback):
         raise LostTraining(f'the loss is {self.loss_grad.detach().mean().item()} in epoch {self.epoch+1}, step {self.iter+1} of {self.n_iter}, at learning rate {self.opt.hypers[-1]["lr"]:.4g}. '
                            'The step was not taken. Train with a lower learning rate: learn.range_test() suggests some')
 
-# %% ../nbs/07_recipe.ipynb #88afeea8
+# %% ../nbs/07_recipe.ipynb #a673c565
+class Whiten(Callback):
+    "Set a whitening first layer, `model.whiten`, from training images; train its bias for a while, then freeze it"
+    order,run_valid = ScheduleLR.order+1,False
+    def __init__(self,
+        epochs:float=3., # Epochs until its bias is frozen
+        n:int=5000 # Training images to compute it from
+    ):
+        store_attr()
+        self.done = False
+
+    def before_fit(self):
+        if self.done or hasattr(self.learn, 'gather_preds'): return
+        self.done = not hasattr(self.learn, 'lr_finder')
+        dl = self.dls.train.new(shuffle=False, drop_last=False)
+        with self.dls.train_ds.set_split_idx(1):
+            batches = itertools.takewhile(lambda o: o[0]*dl.bs<self.n, enumerate(dl))
+            x = torch.cat([b[0].as_subclass(Tensor) for _,b in batches])[:self.n]
+        set_whitening(self.learn.model, x)
+
+    def before_batch(self):
+        i,n,bias = self.train_iter,self.epochs*self.n_iter,self.learn.model.whiten.bias
+        if i<n: self.opt.set_hypers(lr=[h['lr']*(1-i/n) if any(p is bias for p in g) else h['lr'] for h,g in zip(self.opt.hypers,self.opt.param_lists)])
+        elif bias.requires_grad: bias.requires_grad_(False); bias.grad = None
+
+# %% ../nbs/07_recipe.ipynb #95db77c8
 @dataclass(frozen=True)
 class Recipe:
     "All that a training depends on but the images"
@@ -104,15 +129,17 @@ class Recipe:
     policy:Policy=Policy() # Augmentation of the train part
     epochs:int=24 # Number of epochs
     bs:int=512 # Batch size
-    schedule:Interp|OneCycle|Step|Plateau=Interp() # Learning-rate curve
-    opt:str='sgd' # 'sgd' or 'adam'
+    schedule:Interp|OneCycle|Linear|Step|Plateau=Interp() # Learning-rate curve
+    opt:str='sgd' # 'sgd', 'adam' or 'muon'
     mom:float=.9 # Momentum of SGD, first beta of Adam
     nesterov:bool=False # Nesterov's form of it?
-    wd:float=0. # Weight decay
+    opt_args:dict = field(default_factory=dict) # For 'muon': rates of biases and head, see `muon_groups`
+    wd:float=0. # Weight decay of 'sgd' and 'adam'
     wd_norms:bool=True # Weight decay on norms and biases too, as all the published trainings have it?
     label_smoothing:float=0. # Share of the target spread evenly over all classes
     l1:float=0. # Factor of an L1 penalty
     l1_form:str='sum' # 'sum', or 'mean' by parameter tensor
+    whiten:float|None=None # Epochs for which the bias of a whitening first layer is trained; None: the network has none
     stats:tuple|None=None # Mean and standard deviation to normalise by; None measures those of the train part
     half:bool|str=True # Mixed precision: True for what pays on the device, fp16 on CUDA and bf16 on a CPU that has it; or 'fp16', 'bf16'; False for fp32
     valid:str|float='test' # What the epochs are judged by: the test folder as published, or a share of train held out
@@ -130,7 +157,7 @@ class Recipe:
         check(self.l1_form in ('sum','mean'), 'l1_form', "'sum' or 'mean'")
         check(self.half in (True,False,'fp16','bf16'), 'half', "True, False, 'fp16' or 'bf16'")
         check(0<=self.label_smoothing<1, 'label_smoothing', 'a share, from 0 to below 1')
-        check(self.opt in ('sgd','adam'), 'opt', "'sgd' or 'adam'")
+        check(self.opt in ('sgd','adam','muon'), 'opt', "'sgd', 'adam' or 'muon'")
 
     def but(self, **changes) -> Recipe:
         "The same recipe with some fields changed; what changes the training is no longer what was `published`. Raises `ValueError` for a field that does not exist"
@@ -143,12 +170,18 @@ class Recipe:
         "The precision that this recipe takes on a device"
         return self.half if isinstance(self.half, str) else (half_precision(device) if self.half else None) or 'fp32'
 
-    def opt_func(self): return adam(self.mom, wd=self.wd) if self.opt=='adam' else sgd(self.mom, self.wd, self.nesterov)
+    def opt_func(self):
+        "The optimizer, for `Learner`"
+        return dict(sgd=partial(sgd, self.mom, self.wd, self.nesterov), adam=partial(adam, self.mom, wd=self.wd), muon=partial(torch_opt, Muon, momentum=self.mom))[self.opt]()
+
+    def splitter(self):
+        "The parameter groups, for `Learner`"
+        return partial(muon_groups, lr=self.schedule.lr, **self.opt_args) if self.opt=='muon' else trainable_params if self.wd_norms else decay_groups
     def rows(self): return [(f.name,getattr(self,f.name)) for f in fields(self)]
     def __str__(self): return '\n'.join(f'{k:<16}{v}' for k,v in self.rows())
     def _repr_markdown_(self): return '\n'.join(['| | |','|---|---|'] + [f'| **{k}** | {v} |' for k,v in self.rows()])
 
-# %% ../nbs/07_recipe.ipynb #747b53b4
+# %% ../nbs/07_recipe.ipynb #64292124
 recipes = {r.name: r for r in (
     Recipe('layernorm_resnet18', model='resnet18', model_args=dict(norm='layer'), policy=policies['layernorm_resnet18'], epochs=40, bs=128,
            schedule=Plateau(.03, factor=.1, patience=2, threshold=1e-3, lr_min=1e-4), source='ResNet-18 with layer norm: 88.71% best, 88.56% final test accuracy, 40 epochs, published', published=.8856),
@@ -158,6 +191,8 @@ recipes = {r.name: r for r in (
            stats=(cifar_mean,(.2023,.1994,.2010)), source='Plain ResNet-18: 88.53% best, 88.27% final test accuracy, 115 epochs, published', published=.8827),
     Recipe('davidnet', model='davidnet', policy=policies['davidnet'], epochs=24, bs=512, schedule=Interp((0.,7/24,1.), (.045,.45,.001125)),
            nesterov=True, wd=5e-4, label_smoothing=2/9, source='Custom ResNet ("DavidNet"): 94.12% test accuracy, 24 epochs, published', published=.9412),
+    Recipe('speedrun', model='speednet', policy=policies['speedrun'], epochs=8, bs=2000, schedule=Linear(.24), opt='muon', mom=.6,
+           opt_args=dict(bias_lr=106., head_lr=1340., bias_mom=.85, decay=2e-6), whiten=3., label_smoothing=.2, source='K. Jordan, airbench (2024): 94.01% with test-time augmentation'),
 )}
 _modern = dict(schedule=OneCycle(.4, pct_start=.2), bs=512, opt='sgd', nesterov=True, wd=5e-4, wd_norms=False, label_smoothing=.1, l1=0., stats=None)
 for nm,changes in dict(
@@ -184,7 +219,7 @@ def plot_lrs(self:Recipe,
     ax.set_title(self.name)
     return ax
 
-# %% ../nbs/07_recipe.ipynb #b3ab9f3a
+# %% ../nbs/07_recipe.ipynb #b6c5bbb2
 @patch
 def dls(self:Recipe,
     path, # Folder of images, as for `image_dls`
@@ -202,8 +237,8 @@ def learner(self:Recipe,
     set_seed(self.seed)
     model = create_model(self.model, dls.c, **self.model_args)
     learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=self.label_smoothing), metrics=kwargs.pop('metrics', accuracy),
-                    opt_func=self.opt_func(), splitter=trainable_params if self.wd_norms else decay_groups,
-                    cbs=[History(),StopIfLost()]+[L1Penalty(self.l1, self.l1_form)]*(self.l1>0)+L(kwargs.pop('cbs', None)), **kwargs)
+                    opt_func=self.opt_func(), splitter=self.splitter(),
+                    cbs=[History(),StopIfLost()]+[Whiten(self.whiten)]*(self.whiten is not None)+[L1Penalty(self.l1, self.l1_form)]*(self.l1>0)+L(kwargs.pop('cbs', None)), **kwargs)
     half = self.precision(dls.device)
     return learn.to_fp16() if half=='fp16' else learn.to_bf16() if half=='bf16' else learn
 

@@ -12,7 +12,7 @@ from fastai.callback.schedule import combined_cos,LRFinder,ParamScheduler,Sugges
 import tempfile
 
 # %% auto #0
-__all__ = ['Interp', 'OneCycle', 'Step', 'Plateau', 'PlateauWatch', 'plot_lrs', 'ScheduleLR', 'PlateauLR', 'RangeTest']
+__all__ = ['Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'PlateauWatch', 'plot_lrs', 'ScheduleLR', 'PlateauLR', 'RangeTest']
 
 # %% ../nbs/05_schedule.ipynb #74b00d75
 @dataclass(frozen=True)
@@ -52,6 +52,24 @@ class OneCycle:
     def moms(self, epochs, steps):
         "Momentum of each step, as `lrs`; None if it stays"
         return None if self.mom is None else self._at(epochs, steps, *self.mom)
+
+# %% ../nbs/05_schedule.ipynb #f3fc5436
+@dataclass(frozen=True)
+class Linear:
+    "Straight up, then straight down"
+    lr:float=.24 # Highest learning rate
+    pct_start:float=0. # Share of the training on the way up
+    start:float=.2 # It starts at this share of the highest, if there is a way up
+    end:float=0. # and ends at this share
+
+    def lrs(self,
+        epochs:int, # Number of epochs
+        steps:int # Steps in an epoch
+    ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
+        n = epochs*steps
+        return self.lr*np.interp(np.arange(n), [0,self.pct_start*n,n] if self.pct_start else [0,0,n], [self.start,1,self.end] if self.pct_start else [1,1,self.end])
+
+    def moms(self, epochs, steps): return None # momentum stays
 
 # %% ../nbs/05_schedule.ipynb #69266cc1
 @dataclass(frozen=True)
@@ -120,9 +138,9 @@ def plot_lrs(
     if len(named)>1: ax.legend()
     return ax
 
-# %% ../nbs/05_schedule.ipynb #e8a9d427
+# %% ../nbs/05_schedule.ipynb #864ee4e5
 class ScheduleLR(Callback):
-    "Set the learning rate, and momentum, of every step from arrays"
+    "Set the learning rate, and momentum, of every step from arrays. Raises `ValueError` if they are not as long as the fit"
     order,run_valid = 60,False # as fastai's `ParamScheduler`
     def __init__(self,
         lrs, # Learning rate of each step
@@ -135,7 +153,7 @@ class ScheduleLR(Callback):
 
     def before_batch(self):
         i = self.epoch*len(self.dls.train) + self.iter
-        self.opt.set_hypers(lr=float(self.lrs[i]))
+        self.opt.set_hypers(lr=[float(self.lrs[i])*h.get('lr_mult', 1.) for h in self.opt.hypers])
         if self.moms is not None: self.opt.set_hypers(mom=float(self.moms[i]))
 
 # %% ../nbs/05_schedule.ipynb #55bbe205
