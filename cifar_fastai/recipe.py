@@ -17,7 +17,7 @@ from .schedule import *
 from .precision import *
 
 # %% auto #0
-__all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'Whiten', 'Recipe']
+__all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'QuickLoop', 'Whiten', 'Recipe']
 
 # %% ../nbs/07_recipe.ipynb #5f0fd913
 class History(Callback):
@@ -80,19 +80,72 @@ def plot_history(
     if len(frames)==1: fig.suptitle(next(iter(frames)))
     return fig
 
-# %% ../nbs/07_recipe.ipynb #15b6d2c8
+# %% ../nbs/07_recipe.ipynb #7d25b29c
 class LostTraining(RuntimeError):
     "A training whose loss is infinite or not a number: the message says where, and what to do"
 
 class StopIfLost(Callback):
-    "Raise `LostTraining` at the first training loss that is not finite (an L1 penalty included), before it reaches the weights"
+    "Raise `LostTraining` at the first training loss that is not finite (an L1 penalty included), before it reaches the weights. On a GPU, where looking costs time, it looks every 50 steps and names the step"
     order,run_valid = MixedPrecision.order+1,False
-    def before_batch(self): self._averages = [(b, b.detach().clone()) for b in self.model.buffers()] # the forward pass moves those of batch norm
+    def __init__(self,
+        every:int|None=None # Steps between two looks; None is 1 on a CPU and 50 elsewhere
+    ): self.every = every
+
+    def before_train(self): self._losses,self._averages = [],[]
+    def before_batch(self):
+        if not self._losses: self._averages = [(b, b.detach().clone()) for b in self.model.buffers()] # the forward pass moves those of batch norm
+
     def after_loss(self):
-        if hasattr(self.learn, 'lr_finder') or self.loss_grad.detach().isfinite().all(): return
+        self._losses.append((self.loss_grad.detach().mean(), self.iter+1, self.opt.hypers[-1]['lr']))
+        if len(self._losses)>=(self.every or (1 if self.loss_grad.device.type=='cpu' else 50)): self._look()
+
+    def after_train(self): self._look()
+
+    def _look(self):
+        losses,self._losses = self._losses,[]
+        if not losses or hasattr(self.learn, 'lr_finder'): return
+        values = torch.stack([o[0] for o in losses]).tolist()
+        i = next((i for i,v in enumerate(values) if not math.isfinite(v)), None)
+        if i is None: return
         for b,was in self._averages: b.copy_(was)
-        raise LostTraining(f'the loss is {self.loss_grad.detach().mean().item()} in epoch {self.epoch+1}, step {self.iter+1} of {self.n_iter}, at learning rate {self.opt.hypers[-1]["lr"]:.4g}. '
-                           'The step was not taken. Train with a lower learning rate: learn.range_test() suggests some')
+        raise LostTraining(f'the loss is {values[i]} in epoch {self.epoch+1}, step {losses[i][1]} of {self.n_iter}, at learning rate {losses[i][2]:.4g}. '
+                           f'{"The step was not taken. " if len(values)==1 else ""}Train with a lower learning rate: learn.range_test() suggests some')
+
+# %% ../nbs/07_recipe.ipynb #56cad4f8
+class _DeviceLoss(AvgSmoothLoss):
+    "fastai's smoothed loss, kept on the device"
+    def accumulate(self, learn):
+        loss = maybe_gather(learn.loss.detach().mean())
+        self.count += 1
+        self.val = torch.lerp(loss, self.val.to(loss.device, loss.dtype), self.beta)
+
+class QuickLoop(Callback):
+    "Leave losses and metrics on the device, and read them once an epoch"
+    order = Recorder.order+1
+    def __init__(self,
+        seconds:float=1. # Between two readings for the progress bar
+    ): self.seconds = seconds
+
+    def before_fit(self):
+        self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')) # they read each loss themselves
+        if not self.run: return
+        self.learn.recorder.smooth_loss,self._shown,self._n_read = _DeviceLoss(self.recorder.smooth_loss.beta),time.perf_counter(),0
+        self.learn.to_detach = partial(to_detach, cpu=False) # of fastai's averages
+
+    def after_batch(self):
+        if not self.training: return
+        if time.perf_counter()-self._shown<self.seconds: self.learn.__dict__.pop('smooth_loss', None) # nothing to show
+        else: self._shown = time.perf_counter()
+
+    def after_train(self):
+        new = self.recorder.losses[self._n_read:]
+        if new: self.recorder.losses[self._n_read:] = torch.stack(new).cpu().unbind()
+        self._n_read = len(self.recorder.losses)
+
+    def after_fit(self):
+        self.learn.__dict__.pop('to_detach', None)
+        self.learn.smooth_loss = self.recorder.smooth_loss.value
+    abandon = after_fit
 
 # %% ../nbs/07_recipe.ipynb #a673c565
 class Whiten(Callback):
@@ -181,7 +234,7 @@ class Recipe:
     def __str__(self): return '\n'.join(f'{k:<16}{v}' for k,v in self.rows())
     def _repr_markdown_(self): return '\n'.join(['| | |','|---|---|'] + [f'| **{k}** | {v} |' for k,v in self.rows()])
 
-# %% ../nbs/07_recipe.ipynb #64292124
+# %% ../nbs/07_recipe.ipynb #7d3ee7f5
 recipes = {r.name: r for r in (
     Recipe('layernorm_resnet18', model='resnet18', model_args=dict(norm='layer'), policy=policies['layernorm_resnet18'], epochs=40, bs=128,
            schedule=Plateau(.03, factor=.1, patience=2, threshold=1e-3, lr_min=1e-4), source='ResNet-18 with layer norm: 88.71% best, 88.56% final test accuracy, 40 epochs, published', published=.8856),
@@ -197,7 +250,7 @@ recipes = {r.name: r for r in (
 _modern = dict(schedule=OneCycle(.4, pct_start=.2), bs=512, opt='sgd', nesterov=True, wd=5e-4, wd_norms=False, label_smoothing=.1, l1=0., stats=None)
 for nm,changes in dict(
     layernorm_resnet18=dict(_modern, epochs=30, schedule=OneCycle(.2, pct_start=.2), policy=Policy(pad=4, pad_mode='reflect', flip=.5, hole=8)),
-    attention=dict(_modern, epochs=24, opt='adam', nesterov=False, wd=0., label_smoothing=0., schedule=OneCycle(.02, pct_start=.2), policy=Policy(pad=2, pad_mode='reflect', flip=.5), model_args=dict(residual=True, init='unit')),
+    attention=dict(_modern, epochs=24, opt='adam', nesterov=False, wd=0., label_smoothing=0., schedule=OneCycle(.01, pct_start=.2), policy=Policy(pad=2, pad_mode='reflect', flip=.5), model_args=dict(residual=True, init='unit')),
     resnet18=dict(_modern, epochs=30, policy=Policy(pad=4, pad_mode='reflect', flip=.5, hole=8)),
 ).items(): recipes[f'{nm}_modern'] = recipes[nm].but(name=f'{nm}_modern', source=f'What a good engineer would make of {nm} today', **changes)
 
@@ -219,7 +272,7 @@ def plot_lrs(self:Recipe,
     ax.set_title(self.name)
     return ax
 
-# %% ../nbs/07_recipe.ipynb #b6c5bbb2
+# %% ../nbs/07_recipe.ipynb #47967a25
 @patch
 def dls(self:Recipe,
     path, # Folder of images, as for `image_dls`
@@ -238,7 +291,7 @@ def learner(self:Recipe,
     model = create_model(self.model, dls.c, **self.model_args)
     learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=self.label_smoothing), metrics=kwargs.pop('metrics', accuracy),
                     opt_func=self.opt_func(), splitter=self.splitter(),
-                    cbs=[History(),StopIfLost()]+[Whiten(self.whiten)]*(self.whiten is not None)+[L1Penalty(self.l1, self.l1_form)]*(self.l1>0)+L(kwargs.pop('cbs', None)), **kwargs)
+                    cbs=[History(),StopIfLost(),QuickLoop()]+[Whiten(self.whiten)]*(self.whiten is not None)+[L1Penalty(self.l1, self.l1_form)]*(self.l1>0)+L(kwargs.pop('cbs', None)), **kwargs)
     half = self.precision(dls.device)
     return learn.to_fp16() if half=='fp16' else learn.to_bf16() if half=='bf16' else learn
 
