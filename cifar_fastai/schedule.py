@@ -216,7 +216,7 @@ class _Untouched:
             for g,d in zip(opt.param_groups, groups): g.update(d)
         self.tmp.cleanup()
 
-# %% ../nbs/05_schedule.ipynb #f1ac1d56
+# %% ../nbs/05_schedule.ipynb #6f7dd5c8
 class _Ramp(LRFinder):
     name = 'lr_finder' # by which other callbacks know that this is no training
     def __init__(self, start, end, num_it, smooth, stop):
@@ -254,8 +254,10 @@ class RangeTest:
         self.flat = bool(not self.grows and self.start-low<max(flat_below*abs(self.start), 2*noise))
         if self.flat or self.grows or n<20: return
         x,y = tensor(self.lrs[skip:]),tensor(self.smooth[skip:])
+        down = int(y.argmin())+1 # beyond the lowest loss, a fall is only the way back from a rise
         for f in (SuggestionMethod.Steep,SuggestionMethod.Minimum,SuggestionMethod.Valley,SuggestionMethod.Slide):
-            self.suggestions[f.__name__] = float(f(x, y, len(x))[0])
+            i = max(down,2) if f is SuggestionMethod.Steep else len(x)
+            self.suggestions[f.__name__] = float(f(x[:i], y[:i], i)[0])
 
     def __repr__(self):
         span = f'{len(self.lrs)} steps from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}' if len(self.lrs) else 'no step with a finite loss'
@@ -274,7 +276,9 @@ class RangeTest:
         ax.plot(self.lrs, self.smooth, color='C0', label='smoothed')
         for (nm,lr),mark in zip(self.suggestions.items(), 'osD^'): ax.plot(lr, np.interp(np.log(lr), np.log(self.lrs), self.smooth), mark, label=f'{nm} {lr:.1e}')
         ax.set(xscale='log', xlabel='learning rate', ylabel='loss', title='flat: nothing to suggest' if self.flat else '')
-        if len(self.smooth) and not self.flat: ax.set_ylim(self.smooth.min()-.15*np.ptp(self.smooth[:len(self.smooth)//2+1])-1e-3, None if self.smooth.max()<2*self.smooth[0] else 2*self.smooth[0])
+        if self.suggestions: # a loss that explodes shall not hide how it fell
+            fall = self.start-self.smooth.min()
+            ax.set_ylim(self.smooth.min()-.3*fall, min(np.nanmax(self.losses), self.start+fall)+.1*fall)
         ax.legend(fontsize=8)
         return ax
 
