@@ -172,7 +172,7 @@ class Whiten(Callback):
         if i<n: self.opt.set_hypers(lr=[h['lr']*(1-i/n) if any(p is bias for p in g) else h['lr'] for h,g in zip(self.opt.hypers,self.opt.param_lists)])
         elif bias.requires_grad: bias.requires_grad_(False); bias.grad = None
 
-# %% ../nbs/07_recipe.ipynb #95db77c8
+# %% ../nbs/07_recipe.ipynb #b7033306
 @dataclass(frozen=True)
 class Recipe:
     "All that a training depends on but the images"
@@ -229,7 +229,8 @@ class Recipe:
 
     def splitter(self):
         "The parameter groups, for `Learner`"
-        return partial(muon_groups, lr=self.schedule.lr, **self.opt_args) if self.opt=='muon' else trainable_params if self.wd_norms else decay_groups
+        return partial(muon_groups, lr=float(self.schedule.lrs(self.epochs, 10).max()), **self.opt_args) if self.opt=='muon' else trainable_params if self.wd_norms else decay_groups
+    
     def rows(self): return [(f.name,getattr(self,f.name)) for f in fields(self)]
     def __str__(self): return '\n'.join(f'{k:<16}{v}' for k,v in self.rows())
     def _repr_markdown_(self): return '\n'.join(['| | |','|---|---|'] + [f'| **{k}** | {v} |' for k,v in self.rows()])
