@@ -12,7 +12,7 @@ from fastai.callback.fp16 import AMPMode
 from fastai.callback.channelslast import ChannelsLast
 
 # %% auto #0
-__all__ = ['cpu_has_bf16', 'half_precision', 'device_name', 'leave_autocast', 'MixedPrecision', 'TapGradients']
+__all__ = ['cpu_has_bf16', 'half_precision', 'device_name', 'leave_autocast', 'MixedPrecision', 'SideBySide']
 
 # %% ../nbs/06_precision.ipynb #047274d2
 def cpu_has_bf16() -> bool: # False: bf16 would be emulated, slower than fp32
@@ -61,47 +61,53 @@ class MixedPrecision(fp16.MixedPrecision):
         self.kwargs['enabled'] = dtype==torch.float16
         self.autocast,self.learn.scaler,self.scales = torch.autocast(device, dtype=dtype),torch.amp.GradScaler(device, **self.kwargs),L()
 
-# %% ../nbs/06_precision.ipynb #b551a9ae
-class _TapGrad(torch.autograd.Function):
-    "3x3 convolution, padding 1, whose weight gradient is a matrix product for each tap"
+# %% ../nbs/06_precision.ipynb #2954cf88
+def _side_by_side(x, n=16):
+    "[N, C, h, w] to [N/n, C, h, n*(w+1)]: a column of zeros after each image, and images of zeros where N ends early"
+    x = F.pad(x.permute(0,2,3,1), (0,0,0,1,0,0,0,-len(x)%n))
+    return x.unflatten(0, (-1,n)).transpose(1,2).flatten(2,3).permute(0,3,1,2)
+
+def _apart(x, N, w, n=16):
+    "The N images of width w that `_side_by_side` laid out"
+    return x.permute(0,2,3,1).unflatten(2, (n,w+1))[...,:w,:].transpose(1,2).flatten(0,1)[:N].permute(0,3,1,2)
+
+class _RowConv(torch.autograd.Function):
+    "3x3 convolution, padding 1, of images side by side"
     @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        return F.conv2d(x, w, padding=1)
+    def forward(ctx, x, weight):
+        rows,ctx.shape = _side_by_side(x),(len(x),x.shape[-1])
+        ctx.save_for_backward(rows, weight)
+        return _apart(F.conv2d(rows, weight, padding=1), *ctx.shape)
 
     @staticmethod
-    def backward(ctx, g):
-        x,w = ctx.saved_tensors
-        (co,ci),(h,k) = w.shape[:2],x.shape[-2:]
-        gx = torch.ops.aten.convolution_backward(g, x, w, None, [1,1], [1,1], [1,1], False, [0,0], 1, [True,False,False])[0]
-        padded,gt = F.pad(x.permute(0,2,3,1), (0,0,1,1,1,1)),g.permute(0,2,3,1).reshape(-1,co).t()
-        gw = torch.stack([gt @ padded[:,i:i+h,j:j+k].reshape(-1,ci) for i in range(3) for j in range(3)], -1)
-        return gx,gw.view(co,ci,3,3).to(memory_format=torch.channels_last)
+    def backward(ctx, grad):
+        rows,weight = ctx.saved_tensors
+        gx,gw,_ = torch.ops.aten.convolution_backward(_side_by_side(grad), rows, weight, None, [1,1], [1,1], [1,1], False, [0,0], 1, [*ctx.needs_input_grad,False])
+        return None if gx is None else _apart(gx, *ctx.shape),gw
 
-def _tap_forward(m, x):
-    if m.training and x.shape[-1]*x.shape[-2]<=64 and torch.is_autocast_enabled('cpu'):
-        dtype = torch.get_autocast_dtype('cpu')
-        return _TapGrad.apply(x.to(dtype), m.weight.to(dtype))
-    return type(m).forward(m, x)
+def _row_forward(m, x):
+    if max(x.shape[-2:])>8 or not torch.is_autocast_enabled('cpu'): return type(m).forward(m, x)
+    dtype = torch.get_autocast_dtype('cpu')
+    return _RowConv.apply(x.to(dtype), m.weight.to(dtype))
 
-class TapGradients(Callback):
-    "On the CPU in half precision, compute weight gradients of wide 3x3 convolutions on small maps tap by tap: the same sums, faster"
+class SideBySide(Callback):
+    "On the CPU in half precision, lay images side by side for the 3x3 convolutions of maps up to 8x8: the same sums, faster"
     order = ChannelsLast.order+1
     def before_fit(self):
         for m in self.model.modules():
             if (isinstance(m, nn.Conv2d) and m.kernel_size==(3,3) and m.stride==m.dilation==m.padding==(1,1) and m.groups==1 and m.bias is None
-                and m.padding_mode=='zeros' and min(m.in_channels,m.out_channels)>=256): m.forward = partial(_tap_forward, m)
+                and m.padding_mode=='zeros' and min(m.in_channels,m.out_channels)>=64): m.forward = partial(_row_forward, m)
 
     def after_fit(self):
         for m in self.model.modules():
             if isinstance(m, nn.Conv2d): m.__dict__.pop('forward', None)
     abandon = after_fit # an interrupted fit
 
-# %% ../nbs/06_precision.ipynb #0ad19c08
+# %% ../nbs/06_precision.ipynb #e3cd41f6
 def _mixed(learn, mode, channels_last, **kwargs):
-    learn.remove_cbs([fp16.MixedPrecision, ChannelsLast, TapGradients])
+    learn.remove_cbs([fp16.MixedPrecision, ChannelsLast, SideBySide])
     on_cpu = torch.device(getattr(learn.dls, 'device', None) or 'cpu').type=='cpu'
-    return learn.add_cbs([MixedPrecision(mode, **kwargs)] + [ChannelsLast()]*channels_last + [TapGradients()]*(channels_last and on_cpu))
+    return learn.add_cbs([MixedPrecision(mode, **kwargs)] + [ChannelsLast()]*channels_last + [SideBySide()]*(channels_last and on_cpu))
 
 @patch
 def to_fp16(self:Learner,
@@ -121,6 +127,6 @@ def to_bf16(self:Learner,
 @patch
 def to_fp32(self:Learner) -> Learner:
     "Back to single precision and fastai's default memory format"
-    self.remove_cbs([fp16.MixedPrecision, ChannelsLast, TapGradients])
+    self.remove_cbs([fp16.MixedPrecision, ChannelsLast, SideBySide])
     self.model.to(memory_format=torch.contiguous_format)
     return self

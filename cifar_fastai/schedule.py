@@ -88,7 +88,7 @@ class Step:
 
     def moms(self, epochs, steps): return None # momentum stays
 
-# %% ../nbs/05_schedule.ipynb #b18d564c
+# %% ../nbs/05_schedule.ipynb #873187b8
 @dataclass(frozen=True)
 class Plateau:
     "A rate that drops when a metric gets no better for some epochs: torch's `ReduceLROnPlateau`"
@@ -123,6 +123,11 @@ class PlateauWatch:
         self._sched.step(float(value))
         return self.lr
 
+    def state_dict(self): return dict(self._sched.state_dict(), lr=self.lr)
+    def load_state_dict(self, state):
+        self._sched.load_state_dict({k: v for k,v in state.items() if k!='lr'})
+        self._opt.param_groups[0]['lr'] = state['lr']
+
 # %% ../nbs/05_schedule.ipynb #7e85c65b
 def plot_lrs(
     lrs, # Learning rates of all steps [n], or a dict of several such curves by name
@@ -156,7 +161,7 @@ class ScheduleLR(Callback):
         self.opt.set_hypers(lr=[float(self.lrs[i])*h.get('lr_mult', 1.) for h in self.opt.hypers])
         if self.moms is not None: self.opt.set_hypers(mom=float(self.moms[i]))
 
-# %% ../nbs/05_schedule.ipynb #55bbe205
+# %% ../nbs/05_schedule.ipynb #fd8dee0b
 class PlateauLR(Callback):
     "Lower the learning rate when the metric of a `Plateau` gets no better. Raises `ValueError` for a metric that the recorder does not have"
     order,run_valid = 60,False
@@ -174,6 +179,9 @@ class PlateauLR(Callback):
     def after_epoch(self):
         values = self.recorder.values[-1] if self.recorder.values else []
         if not self._elsewhere and len(values)>self._i and values[self._i] is not None: self.opt.set_hypers(lr=self.watch(values[self._i]))
+
+    def state_dict(self): return self.watch.state_dict()
+    def load_state_dict(self, state): self.watch.load_state_dict(state)
 
 # %% ../nbs/05_schedule.ipynb #a7bc8b0d
 class _Untouched:
