@@ -10,4 +10,5 @@ from .precision import *
 from .recipe import *
 from .gradcam import *
 from .interpret import *
+from .checkpoint import *
 from .run import *

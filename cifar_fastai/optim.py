@@ -97,13 +97,14 @@ class Muon(torch.optim.Optimizer):
                 if group['renorm'] and group['n']%group['renorm']==0: p.mul_(len(p)**.5/p.norm())
                 p.add_(u.view_as(p), alpha=-group['lr'])
 
-# %% ../nbs/04_optim.ipynb #28104382
+# %% ../nbs/04_optim.ipynb #159bdc41
 def muon_groups(
     model:nn.Module, # Any network of convolutions
     lr:float=.24, # Highest rate of the filters
     bias_lr:float=106., # Highest rate of all biases, for a loss that is the mean of a batch
     head_lr:float=1340., # Highest rate of the linear layers
     bias_mom:float=.85, # Momentum of biases and linear layers
+    muon:bool=True, # Orthogonal steps for the filters? False: SGD at `lr`, as for the others
     decay:float=2e-6 # How much of a bias or of a linear layer's weight each step takes off, at the highest rate, for each image of a batch of 2,000
 ) -> list: # Parameter groups of torch for `Muon`: bias of a `whiten` layer, other biases and norms, linear layers, filters
     "Splitter for `Muon`: filters take orthogonal steps, all else is SGD at rates of its own (K. Jordan, 2024)"
@@ -111,7 +112,7 @@ def muon_groups(
     kinds = dict(whiten=[p for nm,p in named if nm=='whiten.bias'], bias=[p for nm,p in named if p.ndim==1 and nm!='whiten.bias'],
                  head=[p for _,p in named if p.ndim in (2,3)], filters=[p for _,p in named if p.ndim>3])
     def sgd(kind, rate): return dict(params=kinds[kind], lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False)
-    groups = [sgd('whiten',bias_lr), sgd('bias',bias_lr), sgd('head',head_lr), dict(params=kinds['filters'], muon=True, lr_mult=1.)]
+    groups = [sgd('whiten',bias_lr), sgd('bias',bias_lr), sgd('head',head_lr), dict(params=kinds['filters'], muon=True, lr_mult=1.) if muon else sgd('filters',lr)]
     return [g for g in groups if g['params']]
 
 # %% ../nbs/04_optim.ipynb #3516a0d4
