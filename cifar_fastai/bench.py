@@ -29,8 +29,8 @@ __all__ = ['bench_columns', 'Throughput', 'images_per_second', 'compare_speed', 
            'speed_peers', 'learner_overhead', 'matmul_peak', 'training_flops', 'PeakMemory', 'TrainingClock',
            'accuracy_of', 'time_training', 'repeats', 'plot_times', 'airbench_table', 'airbench_training',
            'loading_speed', 'compare_engines', 'seconds_of', 'cost_growth', 'growth_exponent', 'plot_growth',
-           'one_step', 'one_epoch', 'import_cost', 'check_columns', 'write_row', 'git_commit', 'bench_table',
-           'save_bench', 'save_results']
+           'one_step', 'one_epoch', 'import_cost', 'check_columns', 'write_row', 'bench_table', 'save_bench',
+           'save_results']
 
 # %% ../nbs/13_bench.ipynb #6ae5ad67
 def _sync(device):
@@ -556,7 +556,7 @@ def import_cost(
         return turn
     return compare_speed({m: lambda m=m: fresh(m) for m in modules}, rounds, noisy=noisy)
 
-# %% ../nbs/13_bench.ipynb #bead8035
+# %% ../nbs/13_bench.ipynb #0e988dba
 def check_columns(
     file, # A CSV file, or where one shall be
     columns:list # Names of the columns that it must have
@@ -579,15 +579,6 @@ def write_row(
         w = csv.writer(f)
         if new: w.writerow(row)
         w.writerow(row.values())
-
-def git_commit() -> str: # Short hash, with '+' if the tree has changes; '' outside a repository
-    "The commit of the code that is running"
-    here = Path(__file__) if '__file__' in globals() else Path('13_bench.ipynb')
-    def git(*args): return subprocess.run(['git','-C',str(here.parent),*args], capture_output=True, text=True).stdout.strip()
-    try:
-        if not git('ls-files', here.name): return '' # installed in an environment inside somebody else's repository
-        return git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','-uno') else '')
-    except OSError: return ''
 
 # %% ../nbs/13_bench.ipynb #2c8bf981
 def bench_table(

@@ -208,7 +208,7 @@ def whole_folder(
             side.rename(path)
         finally: shutil.rmtree(side, ignore_errors=True)
 
-# %% ../nbs/00_data.ipynb #f2ea2150
+# %% ../nbs/00_data.ipynb #2d1971e9
 cifar10_classes = ['airplane','automobile','bird','cat','deer','dog','frog','horse','ship','truck']
 
 def _from_fastai(side):
@@ -219,7 +219,11 @@ def _from_fastai(side):
     (side/'cifar10').rename(side/'whole')
 
 def _unpack(arch, side):
-    with tarfile.open(arch) as t: t.extractall(side, filter='data')
+    with tarfile.open(arch) as t:
+        if hasattr(tarfile, 'data_filter'): return t.extractall(side, filter='data')
+        for m in t: # Python before 3.10.12 and 3.11.4
+            if not (m.isfile() or m.isdir()) or not (side/m.name).resolve().is_relative_to(side.resolve()): raise tarfile.ExtractError(f'{arch}: {m.name} would be outside the folder')
+        t.extractall(side)
 
 def _from_official(side):
     "Fetch the official archive by torchvision, md5 checked, and lay it out as folders"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastai.vision.all import *
 
 # %% auto #0
-__all__ = ['torch_opt', 'sgd', 'adam', 'orthogonalize', 'Muon', 'muon_groups', 'decay_groups', 'L1Penalty']
+__all__ = ['torch_opt', 'sgd', 'adam', 'cpu_has_bf16', 'orthogonalize', 'Muon', 'muon_groups', 'decay_groups', 'L1Penalty']
 
 # %% ../nbs/04_optim.ipynb #43caed11
 def torch_opt(
@@ -37,16 +37,22 @@ def adam(
     "torch's Adam as a fastai `opt_func`"
     return torch_opt(torch.optim.Adam, betas=(mom,beta2), eps=eps, weight_decay=wd)
 
-# %% ../nbs/04_optim.ipynb #edd252ec
+# %% ../nbs/04_optim.ipynb #212ac538
+def cpu_has_bf16() -> bool: # False: bf16 would be emulated, far slower than fp32
+    "Does this CPU multiply bf16 in hardware (AVX512-BF16, AMX, SVE-BF16)?"
+    caps = getattr(torch.cpu, 'get_capabilities', dict)()
+    return torch.cpu._is_avx512_bf16_supported() or bool(caps.get('sve_bf16', False))
+
+# %% ../nbs/04_optim.ipynb #799a920c
 def orthogonalize(
     g:Tensor, # Matrices [..., n, m]
     steps:int=3, # Newton-Schulz steps
-    dtype=torch.bfloat16, # What it is computed in
+    dtype:torch.dtype|None=None, # What it is computed in; None is bf16, or fp32 on a CPU without it
     eps:float=1e-7 # Added to the norm
 ) -> Tensor: # Matrices of the same shape, their singular values between about 0.7 and 1.2
     "The nearest orthogonal matrices, roughly: `U Vᵀ` of the singular value decomposition, by Newton-Schulz iteration (K. Jordan, Muon, 2024)"
     a,b,c = 3.4445,-4.7750,2.0315
-    x = g.to(dtype)
+    x = g.to(dtype or (torch.float32 if g.device.type=='cpu' and not cpu_has_bf16() else torch.bfloat16))
     x = x/(x.flatten(-2).norm(dim=-1)[...,None,None]+eps)
     wide = g.shape[-2]<=g.shape[-1]
     if not wide: x = x.mT

@@ -178,7 +178,7 @@ class Whiten(Callback):
     def state_dict(self): return dict(done=self.done)
     def load_state_dict(self, state): self.done = state['done']
 
-# %% ../nbs/07_recipe.ipynb #27a1188d
+# %% ../nbs/07_recipe.ipynb #91423b64
 @dataclass(frozen=True)
 class Recipe:
     "All that a training depends on but the images"
@@ -201,7 +201,7 @@ class Recipe:
     whiten:float|None=None # Epochs for which the bias of a whitening first layer is trained; None: the network has none
     stats:tuple|None=None # Mean and standard deviation to normalise by; None measures those of the train part
     unsure:float=1. # Test-time augmentation (`MultiCrop`) is for images whose probability at the first look is below; 1 is all
-    half:bool|str=True # Mixed precision: True for what pays on the device, fp16 on CUDA and bf16 on a CPU that has it; or 'fp16', 'bf16'; False for fp32
+    half:bool|str=True # Mixed precision: True for what pays on the device, fp16 on CUDA and bf16 on a CPU that has it; or 'fp16', 'bf16' (on a CPU without it, fp32); False for fp32
     valid:str|float='test' # What the epochs are judged by: the test folder as published, or a share of train held out
     seed:int=0 # Of weights, order and augmentation
     published:float|None=None # Final test accuracy that its source reports
@@ -245,7 +245,9 @@ class Recipe:
 
     def precision(self, device) -> str: # 'fp16', 'bf16' or 'fp32'
         "The precision that this recipe takes on a device"
-        return self.half if isinstance(self.half, str) else (half_precision(device) if self.half else None) or 'fp32'
+        half = half_precision(device) if self.half is True else self.half
+        if half=='bf16' and torch.device(device).type=='cpu' and not cpu_has_bf16(): half = None # emulated, it would be far slower
+        return half or 'fp32'
 
     def opt_func(self):
         "The optimizer, for `Learner`"

@@ -203,7 +203,7 @@ def record(self:Run,
 def _add_error(self:Run, e):
     with open(self.path/'error.txt', 'a', encoding='utf-8') as f: f.write(time.strftime('%Y-%m-%d %H:%M:%S\n')+''.join(traceback.format_exception(e))+'\n')
 
-# %% ../nbs/10_run.ipynb #529b8a67
+# %% ../nbs/10_run.ipynb #4cdaec56
 def _traceable(model):
     "A copy on the CPU, in fp32 and evaluation mode, without hooks and patched forward methods"
     model = getattr(model, 'module', model)
@@ -233,6 +233,8 @@ class TensorBoardLog(Callback):
             raise OSError(f'TensorBoardLog: cannot write to the folder {self.log_dir} ({e.strerror}). Choose another log_dir') from e
         before = getattr(getattr(self, 'history', None), 'rows', [])
         if before and not self.n_steps: self.n_steps,self._void = len(before)*len(self.dls.train),True # resumed in another process
+        stamps = [int(o.name.split('.')[3]) for o in Path(self.log_dir).glob('events.out.tfevents.*')]
+        if self._void and stamps: time.sleep(min(max(0, max(stamps)+1-time.time()), 1)) # files are read in the order of the second in their name
         self.writer = SummaryWriter(self.log_dir, purge_step=self.n_steps+1 if self._void else None) # what was written after those steps is void
         self._new,self._void = True,False
 
@@ -336,7 +338,7 @@ class TensorBoardLog(Callback):
             fig = plot_misclassified(learn, n=self.n_images)
         self.writer.add_figure('images/misclassified', fig, self.n_steps)
 
-# %% ../nbs/10_run.ipynb #981fc3aa
+# %% ../nbs/10_run.ipynb #01a52dc3
 def train_runs(
     recipes, # A `Recipe` or its name, or several
     path, # Folder of images, as for `image_dls`
@@ -368,17 +370,22 @@ def train_runs(
             except Exception as e: print(f'{run.path.name} failed: {error_text(e)}' + (f'\nTo go on: {run.resume_command}' if run.checkpoints() else ''))
             yield run
 
+def _recipe(info):
+    "The recipe in a run's `info` as a dict; the first runs there were have its name alone"
+    r = info.get('recipe') or {}
+    return dict(name=r) if isinstance(r, str) else r
+
 def by_recipe(
     runs # `Run`s, or their folders
 ) -> dict: # Name -> list of `Run`s that differ in nothing but the seed
     "Group runs by what was trained on what; a second recipe of the same name gets a number"
     groups = {}
     for run in [o if isinstance(o, Run) else Run(o) for o in runs]:
-        what = {k:v for k,v in (run.info['recipe'] or {}).items() if k!='seed'}
+        what = {k:v for k,v in _recipe(run.info).items() if k!='seed'}
         groups.setdefault(json.dumps([what,run.info.get('then'),run.info.get('data')], sort_keys=True), []).append(run)
     res = {}
     for group in groups.values():
-        nm = base = (group[0].info['recipe'] or {}).get('name', 'none')
+        nm = base = _recipe(group[0].info).get('name', 'none')
         while nm in res: nm = f'{base}-{sum(o.split("-")[0]==base for o in res)+1}'
         res[nm] = group
     return res
@@ -397,7 +404,7 @@ def summarise(
                         best_mean=best.mean() if done else float('nan'), best_sd=sd(best), seconds=np.mean([o.seconds.sum() for o in frames]) if done else float('nan'))
     return pd.DataFrame(rows).T.astype({k: int for k in ('n','unfinished','epochs') if rows})
 
-# %% ../nbs/10_run.ipynb #fcc9301c
+# %% ../nbs/10_run.ipynb #7e523031
 def _parts(info):
     "The recipe of a run, and one like it for each time that epochs were added"
     return [Recipe.from_dict({**info['recipe'], **o}) for o in [{},*(info.get('then') or [])]]
@@ -445,9 +452,9 @@ def resume(
     "Go on with a training from a checkpoint to its end: to the weights that it would have had without a break. Raises `ValueError` for a run that cannot, and `CheckpointError` for a checkpoint that cannot be used"
     run = path if isinstance(path, Run) else Run(path)
     info = run.info
+    if not run.checkpoints(): raise ValueError(f'{run.path}: no checkpoint to go on from. Trainings by train_runs and cifar_train have them, from the end of their first epoch on')
+    if not (data or info.get('images')): raise ValueError(f'{run.path}: it does not say where its images are. Name their folder by `data`')
     with run.lock():
-        if not run.checkpoints(): raise ValueError(f'{run.path}: no checkpoint to go on from. Trainings by train_runs and cifar_train have them, from the end of their first epoch on')
-        if not (data or info.get('images')): raise ValueError(f'{run.path}: it does not say where its images are. Name their folder by `data`')
         at,parts = find_checkpoint(run.path/'checkpoints', checkpoint, run.resume_command)[0],_parts(info)
         dls = parts[0].dls(data or info['images'], **{**info.get('dls', {}), **kwargs})
         parts = _longer(run.path, parts, epochs, then, len(dls.train))
@@ -458,7 +465,7 @@ def resume(
         given = info.get('checkpoints')
         return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), dict(given if isinstance(given, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale))
 
-# %% ../nbs/10_run.ipynb #e63341aa
+# %% ../nbs/10_run.ipynb #aa2a09ca
 def find_runs(
     root='runs' # Folder of all runs
 ) -> list: # `Run`s, the oldest first
@@ -479,7 +486,7 @@ def runs_table(
     rows,index = [],[]
     for run in _runs(runs):
         info,file = run.info,run.path/'history.csv'
-        df,r = run.history() if file.exists() else pd.DataFrame(dict(valid_accuracy=[])),info.get('recipe') or {}
+        df,r = run.history() if file.exists() else pd.DataFrame(dict(valid_accuracy=[])),_recipe(info)
         index.append(run.path.name)
         rows.append(dict(recipe=r.get('name',''), data=info.get('data',''), seed=r.get('seed'), state=run.state, epochs=len(df), planned=r.get('epochs',0)+sum(o['epochs'] for o in info.get('then') or []),
                          final=df.valid_accuracy.iloc[-1] if len(df) else float('nan'), best=df.valid_accuracy.max(), seconds=df.seconds.sum() if 'seconds' in df else float('nan'), started=info.get('started',''), reason=info.get('reason') or ''))
@@ -504,7 +511,7 @@ def compare_recipes(
     for o in (a,b):
         if not isinstance(o, Recipe): o = o if isinstance(o, Run) else Run(o)
         names.append(o.name if isinstance(o, Recipe) else o.path.name)
-        both.append(json.loads(json.dumps(flat(o.to_dict() if isinstance(o, Recipe) else {**(o.info['recipe'] or {}), **({'then':o.info['then']} if o.info.get('then') else {})}))))
+        both.append(json.loads(json.dumps(flat(o.to_dict() if isinstance(o, Recipe) else {**_recipe(o.info), **({'then':o.info['then']} if o.info.get('then') else {})}))))
     keys = [k for k in {**both[0],**both[1]} if both[0].get(k)!=both[1].get(k)]
     return pd.DataFrame([[o.get(k,'') for o in both] for k in keys], pd.Index(keys, name='field'), names if names[0]!=names[1] else ['first','second'], dtype=object)
 
