@@ -21,7 +21,7 @@ from .recipe import *
 __all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'random_state', 'set_random_state', 'checkpoints',
            'find_checkpoint', 'Checkpoints']
 
-# %% ../nbs/10_checkpoint.ipynb #6634a98d
+# %% ../nbs/10_checkpoint.ipynb #39d48cde
 class CheckpointError(RuntimeError):
     "A checkpoint that cannot be used: the message names the file, what is wrong with it, and what to do"
 
@@ -41,7 +41,7 @@ def write_checkpoint(
 ) -> Path: # Folder of the checkpoint
     "Write a checkpoint that is whole, or none: an error removes what was begun, and leaves those before as they are"
     folder = Path(folder)
-    side,final = folder/f'.{name}.{os.getpid()}',folder/name
+    final,side,old = (folder/o for o in (name, f'.{name}.{os.getpid()}', f'.{name}.old'))
     buffer = io.BytesIO()
     torch.save(state, buffer)
     parts = {'model.safetensors': tensor_bytes({k: v.detach().cpu().contiguous() for k,v in model.items()}), 'state.pt': buffer.getvalue()}
@@ -52,9 +52,10 @@ def write_checkpoint(
             (side/k).write_bytes(v)
             _flush(side/k)
         _flush(side)
-        if final.exists(): shutil.rmtree(final)
+        if final.exists(): os.replace(final, old) # never half of one under a good name
         os.replace(side, final)
         _flush(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(side, ignore_errors=True)
         raise
