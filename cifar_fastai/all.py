@@ -12,3 +12,4 @@ from .gradcam import *
 from .interpret import *
 from .checkpoint import *
 from .run import *
+from .export import *
