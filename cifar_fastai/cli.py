@@ -284,7 +284,7 @@ def cifar_explain(
         if abs(c.accuracy-last)>.02: print(f'At the end of its training it was {last:.2%}: are these the images that it was trained on? See --data')
     print(f'page: {out} ({out.stat().st_size/1e6:.1f} MB)')
 
-# %% ../nbs/14_cli.ipynb #a35fd502
+# %% ../nbs/14_cli.ipynb #3887c579
 @call_parse
 def cifar_resume(
     run:str, # Folder of a run, or its name in the folder runs
@@ -307,7 +307,7 @@ def cifar_resume(
         run = _find_run(run)
         resume(run, epochs, then, checkpoint or True, lr_scale, data and data_path(data), EpochTable(), begin, **({'device':device} if device else {}))
     except (DataError,ValueError,OSError,RuntimeError) as e: _stop(f'cifar_resume: {error_text(e)}')
-    except KeyboardInterrupt as e: _stop(f'\n{str(e).capitalize() or "Stopped"}\nTo go on: {run.resume_command}', 130)
+    except KeyboardInterrupt as e: _stop(f'\n{(str(e) or "stopped").replace("stopped", "Stopped", 1)}\nTo go on: {run.resume_command}', 130)
     print(_result(run))
 
 # %% ../nbs/14_cli.ipynb #f053cd72
