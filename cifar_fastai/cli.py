@@ -284,7 +284,7 @@ def cifar_explain(
         if abs(c.accuracy-last)>.02: print(f'At the end of its training it was {last:.2%}: are these the images that it was trained on? See --data')
     print(f'page: {out} ({out.stat().st_size/1e6:.1f} MB)')
 
-# %% ../nbs/14_cli.ipynb #3887c579
+# %% ../nbs/14_cli.ipynb #d8b0601e
 @call_parse
 def cifar_resume(
     run:str, # Folder of a run, or its name in the folder runs
