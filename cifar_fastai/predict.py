@@ -14,7 +14,7 @@ from PIL import Image,ImageOps
 # %% auto #0
 __all__ = ['PredictError', 'pixels', 'Predictor']
 
-# %% ../nbs/11_predict.ipynb #84272018
+# %% ../nbs/11_predict.ipynb #4eaff3a5
 class PredictError(ValueError):
     "A file or an array that no prediction can be made of: the message says which one, and why"
 
@@ -30,7 +30,9 @@ def pixels(
         if isinstance(image, Image.Image):
             if image.width*image.height>_max_pixels: raise PredictError(f'{name}: {image.width}x{image.height} pixels, and {_max_pixels:,} are the most. Make it smaller')
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I') or image.mode=='F': image = Image.fromarray((np.asarray(image, float)/(65535 if np.asarray(image).max()>255 else 255)*255).clip(0,255).astype(np.uint8))
+            if image.mode.startswith('I') or image.mode=='F': # more than 8 bits
+                a = np.asarray(image, float)
+                image = Image.fromarray((a/(257 if image.mode.startswith('I;16') or a.max()>255 else 1)).clip(0,255).round().astype(np.uint8))
             if image.mode in ('RGBA','LA','PA') or 'transparency' in image.info:
                 image = image.convert('RGBA')
                 image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
@@ -43,10 +45,11 @@ def pixels(
     a = np.asarray(image)
     if a.ndim==2: a = a[...,None]
     if a.ndim!=3 or a.shape[-1] not in (1,3,4) or not a.size: raise PredictError(f'an array of shape {list(np.shape(image))}: expected [height, width] or [height, width, 1, 3 or 4]')
-    if a.dtype.kind not in 'iu' or a.min()<0 or a.max()>255: raise PredictError(f'an array of {a.dtype} from {a.min():g} to {a.max():g}: expected whole numbers from 0 to 255')
+    if a.dtype.kind not in 'iu': raise PredictError(f'an array of {a.dtype}: expected whole numbers from 0 to 255')
+    if a.min()<0 or a.max()>255: raise PredictError(f'an array of numbers from {a.min()} to {a.max()}: expected 0 to 255')
     return pixels(Image.fromarray(a.astype(np.uint8).squeeze(-1) if a.shape[-1]==1 else a.astype(np.uint8)))
 
-# %% ../nbs/11_predict.ipynb #f8efd284
+# %% ../nbs/11_predict.ipynb #36ca29f4
 def _softmax(z):
     z = np.exp(z-z.max(-1, keepdims=True))
     return z/z.sum(-1, keepdims=True)
@@ -54,21 +57,22 @@ def _softmax(z):
 class Predictor:
     "A model that `to_onnx` wrote: pixels in, probabilities out. Needs numpy, Pillow and onnxruntime alone"
     def __init__(self,
-        path, # ONNX file
+        path, # ONNX file, or a folder with `model.onnx` in it
         threads:int|None=None # Threads of onnxruntime; None lets it choose
     ):
         "Raises `PredictError` for a file that is missing, is not ONNX, or does not say what its classes are"
         try: import onnxruntime as ort
         except ImportError: raise ImportError("Predictor needs onnxruntime: pip install 'cifar_fastai[export]'") from None
-        self.path = Path(path)
-        if not self.path.is_file(): raise PredictError(f'{path}: no such file. `to_onnx` or cifar_export writes one')
+        self.path = Path(path)/'model.onnx' if Path(path).is_dir() else Path(path)
+        if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. `to_onnx` or cifar_export writes one')
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads: options.intra_op_num_threads = threads
-        try: self.session = ort.InferenceSession(str(path), options, providers=[o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()])
+        try: self.session = ort.InferenceSession(str(self.path), options, providers=[o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()])
         except Exception as e: raise PredictError(f'{path}: not a readable ONNX file ({type(e).__name__})') from None
         about = self.session.get_modelmeta().custom_metadata_map
         if 'classes' not in about: raise PredictError(f'{path}: an ONNX file of another kind: it does not name its classes. `to_onnx` writes those that this reads')
+        self.mb = self.path.stat().st_size/1e6
         self.classes,self.size,self.name,self.logits = json.loads(about['classes']),int(about['size']),about.get('name',''),about.get('output')=='logits'
 
     def _run(self, batch):
@@ -84,13 +88,14 @@ class Predictor:
         return sum(k*(self._run(v)+self._run(v[:,:,::-1])) for k,v in views)
 
     def __call__(self,
-        images, # An image, as for `pixels`, or a list of them
+        images, # An image, as for `pixels`; a list of them; or a batch of pixels [N, H, W, 3], uint8
         tta:bool=False, # Test-time augmentation: six views of each image
         bs:int=256 # Images in a batch; those of one size go together
     ) -> np.ndarray: # Probabilities [N, n_classes]; [n_classes] for a single image
         "The probabilities of images. Raises `PredictError` before the first prediction for what is no image"
         one = isinstance(images, (str,Path,Image.Image)) or hasattr(images, 'read') or isinstance(images, np.ndarray) and images.ndim<4
-        arrays = [pixels(o) for o in ([images] if one else images)]
+        batch = isinstance(images, np.ndarray) and images.dtype==np.uint8 and images.ndim==4 and images.shape[-1]==3
+        arrays = images if batch else [pixels(o) for o in ([images] if one else images)]
         res,by_size = np.zeros((len(arrays),len(self.classes)), np.float32),{}
         for i,o in enumerate(arrays): by_size.setdefault(o.shape, []).append(i)
         for ids in by_size.values():
@@ -108,4 +113,4 @@ class Predictor:
         p = self(image, tta)
         return [(self.classes[i],float(p[i])) for i in p.argsort()[::-1][:k]]
 
-    def __repr__(self): return f'Predictor({self.path.name}: {self.name}, {len(self.classes)} classes, images of {self.size}x{self.size})'
+    def __repr__(self): return f'{type(self).__name__}({self.name}: {len(self.classes)} classes, images of {self.size}x{self.size})'

@@ -19,7 +19,7 @@ from .precision import *
 # %% auto #0
 __all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'QuickLoop', 'Whiten', 'Recipe']
 
-# %% ../nbs/07_recipe.ipynb #f5235e91
+# %% ../nbs/07_recipe.ipynb #81533adb
 class History(Callback):
     "A row for each epoch: learning rate, seconds, loss and accuracy of both parts, averages over samples; no row for an unfinished epoch"
     order = Recorder.order+1
@@ -73,7 +73,7 @@ def plot_history(
     axs = fig.subplots(1, 3)
     for i,(nm,df) in enumerate(frames.items()):
         kw = dict(color=_colours[i%len(_colours)])
-        if len(frames)>1: kw.update(marker='osD^vPX'[i%7], markersize=4, markevery=max(1,len(df)//8))
+        if len(frames)>1 or len(df)==1: kw.update(marker='osD^vPX'[i%7], markersize=4, markevery=max(1,len(df)//8)) # one epoch is a point, no line
         axs[0].plot(df.epoch, df.lr, label=nm, **kw)
         for ax,what in zip(axs[1:], ('loss','accuracy')):
             for part,style in (('train','--'),('valid','-')):
@@ -303,7 +303,7 @@ def plot_lrs(self:Recipe,
     ax.set_title(self.name)
     return ax
 
-# %% ../nbs/07_recipe.ipynb #e425c94d
+# %% ../nbs/07_recipe.ipynb #db8eb85c
 @patch
 def dls(self:Recipe,
     path, # Folder of images, as for `image_dls`
@@ -316,14 +316,14 @@ def dls(self:Recipe,
 def learner(self:Recipe,
     dls:DataLoaders, # Images; `Recipe.dls` gives those that the recipe means, any others will do
     **kwargs # Further arguments of `Learner`: cbs, path, ...
-) -> Learner: # With a `History` at `learn.history`
+) -> Learner: # With a `History` at `learn.history`, the recipe at `learn.recipe`
     "A fastai `Learner` by this recipe. Sets the random seeds, so that the same seed gives the same weights"
     set_seed(self.seed)
     model = create_model(self.model, dls.c, **self.model_args)
     learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=self.label_smoothing), metrics=kwargs.pop('metrics', accuracy),
                     opt_func=self.opt_func(), splitter=self.splitter(),
                     cbs=[History(),StopIfLost(),QuickLoop(),KeepMemory()]+[Whiten(self.whiten)]*(self.whiten is not None)+[L1Penalty(self.l1, self.l1_form)]*(self.l1>0)+L(kwargs.pop('cbs', None)), **kwargs)
-    half = self.precision(dls.device)
+    learn.recipe,half = self,self.precision(dls.device)
     return learn.to_fp16() if half=='fp16' else learn.to_bf16() if half=='bf16' else learn
 
 @patch

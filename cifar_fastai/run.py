@@ -25,8 +25,8 @@ from .checkpoint import *
 from .checkpoint import _flush
 
 # %% auto #0
-__all__ = ['git_commit', 'Run', 'SaveRun', 'error_text', 'TensorBoardLog', 'train_runs', 'by_recipe', 'summarise', 'resume',
-           'find_runs', 'runs_table', 'plot_runs', 'compare_recipes', 'prunable', 'prune_runs']
+__all__ = ['git_commit', 'Run', 'model_input', 'SaveRun', 'error_text', 'TensorBoardLog', 'train_runs', 'by_recipe', 'summarise',
+           'resume', 'find_runs', 'runs_table', 'plot_runs', 'compare_recipes', 'prunable', 'prune_runs']
 
 # %% ../nbs/10_run.ipynb #b14e5e38
 @contextmanager
@@ -117,7 +117,16 @@ class Run:
     def resume_command(self): return f'cifar_resume {shlex.quote(str(self.path))}'
     def __repr__(self): return f"Run({self.path}, {self.state})"
 
-# %% ../nbs/10_run.ipynb #3d09a77f
+# %% ../nbs/10_run.ipynb #14913907
+def model_input(
+    dls:DataLoaders # Of `image_dls`, or others with classes and `Normalize`
+) -> dict|None: # classes, mean, std, size; None if the images have no classes or are not normalised
+    "What a network takes that was trained on these images, and what it names: for use without them. Draws nothing from the random state"
+    norm = next((o for o in getattr(dls.valid.after_batch, 'fs', ()) if isinstance(o, Normalize)), None)
+    if norm is None or not hasattr(dls, 'vocab'): return None
+    with no_random(): x = dls.valid.new(bs=1, shuffle=False).one_batch()[0]
+    return dict(classes=list(map(str, dls.vocab)), mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist(), size=x.shape[-1])
+
 class SaveRun(Callback):
     "Write each epoch's row, and at the end, good or bad, the weights, the curves and the state, into a `Run`. What cannot be written is warned of, and the training goes on"
     order = History.order+1
@@ -126,7 +135,7 @@ class SaveRun(Callback):
     def before_fit(self):
         self.n_before = len(self.learn.history.rows)
         self.each = not any(isinstance(o, Checkpoints) for o in self.learn.cbs) # they have the weights of each epoch
-        self._try('run.json', lambda: self.folder.update(state='running', reason=None))
+        self._try('run.json', lambda: self.folder.update(state='running', reason=None, input=model_input(self.learn.dls)))
 
     def _try(self, what, f):
         try: f()
