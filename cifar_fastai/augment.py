@@ -11,11 +11,12 @@ from dataclasses import dataclass,fields,replace
 from fastai.vision.all import *
 
 # %% auto #0
-__all__ = ['cifar_mean', 'cifar_std', 'policies', 'augment_ops', 'Policy', 'derive_seed', 'shift_pixels', 'affine', 'pixel_coin',
+__all__ = ['cifar_mean', 'cifar_std', 'augment_ops', 'policies', 'Policy', 'derive_seed', 'shift_pixels', 'affine', 'pixel_coin',
            'augment_batch', 'BatchAugment', 'ItemAugment']
 
-# %% ../nbs/01_augment.ipynb #1bd221c5
+# %% ../nbs/01_augment.ipynb #f35fe794
 cifar_mean,cifar_std = (0.4914,0.4822,0.4465),(0.2470,0.2435,0.2616)
+augment_ops = {} # operations by name, each a pair: for the item engine, a function of (policy, fill, size); for the batch engine, of (policy, x, fill, draw)
 
 @dataclass(frozen=True)
 class Policy:
@@ -32,7 +33,7 @@ class Policy:
     hole_p:float=1. # Probability of the hole
     brightness:float=0. # Largest change of brightness, as a share of the full range
     contrast:float=0. # Largest change of contrast: 0.13 multiplies by 0.87 to 1.13
-    order:tuple=('crop','affine','flip','hole','light') # Operations in their order; those not named come after
+    order:tuple=('crop','affine','flip','hole','light') # Operations in their order; those of the five that are not named come after, others of `augment_ops` only where they are named
     published_fill:bool=False # Fill as two of the published trainings really did, with the mean in normalised space: a lighter grey
 
     def __post_init__(self):
@@ -44,7 +45,8 @@ class Policy:
         check(self.pad_mode in ('constant','reflect'), 'pad_mode', "'constant' or 'reflect'")
         check(not self.alternate or self.flip==.5, 'flip', '0.5 with alternate=True')
         names = ('crop','affine','flip','hole','light')
-        check(set(self.order)<=set(names) and len(set(self.order))==len(self.order), 'order', f'names out of {", ".join(names)}, each once')
+        known = dict.fromkeys([*names,*augment_ops])
+        check(set(self.order)<=set(known) and len(set(self.order))==len(self.order), 'order', f'names out of {", ".join(known)}, each once')
         object.__setattr__(self, 'order', (*self.order, *(o for o in names if o not in self.order))) # those not named come last
 
     def __repr__(self):
@@ -170,7 +172,7 @@ def _flip_item(p, fill, size):
     import albumentations as A
     return [A.HorizontalFlip(p=p.flip)] if p.flip and not p.alternate else []
 
-# %% ../nbs/01_augment.ipynb #fdd56665
+# %% ../nbs/01_augment.ipynb #2e2a20f6
 def _hole_batch(p, x, fill, draw):
     if not p.hole: return x
     s,(h,w) = p.hole,x.shape[-2:]
@@ -192,7 +194,7 @@ def _light_item(p, fill, size):
     import albumentations as A
     return [A.RandomBrightnessContrast(brightness_limit=p.brightness, contrast_limit=p.contrast, p=1)] if p.brightness or p.contrast else []
 
-augment_ops = dict(crop=(_crop_item,_crop_batch), affine=(_affine_item,_affine_batch), flip=(_flip_item,_flip_batch),
+augment_ops.update(crop=(_crop_item,_crop_batch), affine=(_affine_item,_affine_batch), flip=(_flip_item,_flip_batch),
                    hole=(_hole_item,_hole_batch), light=(_light_item,_light_batch))
 
 # %% ../nbs/01_augment.ipynb #959ffb30

@@ -114,7 +114,7 @@ def mean_interval(
     if n>1: sd = float(x.std(ddof=1)); half = float(student_t.ppf((1+level)/2, n-1))*sd/n**.5
     return dict(n=n, mean=mean, sd=sd, low=mean-half, high=mean+half, median=float(np.median(x)))
 
-# %% ../nbs/13_bench.ipynb #bf0588df
+# %% ../nbs/13_bench.ipynb #79fc813d
 def _rate(sizes, steps, warmup, device):
     "Images per second, from an iterator that does a step and gives the number of its images"
     _check_steps(steps, warmup)
@@ -161,6 +161,7 @@ class BareLoop:
         self.model.train()
         for i,(x,y) in enumerate(b for _ in itertools.count() for b in self.dls.train):
             self._set_hypers(i, lrs, moms)
+            if r.small: x = resize_images(x, progressive_side(i/(n*r.epochs), x.shape[-1], *r.small))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 pred = self.model(x.as_subclass(Tensor)).float()
                 loss = F.cross_entropy(pred, y.as_subclass(Tensor), label_smoothing=r.label_smoothing)
@@ -182,7 +183,7 @@ class BareLoop:
         try: return _rate(self.run(_idle), steps, warmup, self.device)
         finally: keep.after_fit()
 
-# %% ../nbs/13_bench.ipynb #c28ddc75
+# %% ../nbs/13_bench.ipynb #313ce107
 def stock_learner(
     recipe:Recipe, # Network, batch size and augmentation
     path, # Folder of images
@@ -200,7 +201,8 @@ def speed_peers(
     peers=('stock_fastai','bare_pytorch'), # Names of peers, the first to compare with first
     device=None # None is fastai's default
 ) -> dict: # For `compare_speed`
-    "The recipe's learner, `cifar_fastai`, and its peers. Raises `ValueError` for an unknown peer, with the nearest name"
+    "The recipe's learner, `cifar_fastai`, and its peers, all of them on whole images. Raises `ValueError` for an unknown peer, with the nearest name"
+    recipe = recipe.but(small=None)
     makers = dict(stock_fastai=lambda: stock_learner(recipe, path, device),
                   bare_pytorch=lambda: BareLoop(recipe, recipe.dls(path, device=device)).images_per_second,
                   cifar_fastai=lambda: partial(images_per_second, recipe.learner(recipe.dls(path, device=device)), recipe=recipe))

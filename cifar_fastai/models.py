@@ -73,13 +73,13 @@ class BasicBlock(nn.Module):
         y = self.relu(self.norm1(self.conv1(x)))
         return self.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
-# %% ../nbs/03_models.ipynb #69652bac
+# %% ../nbs/03_models.ipynb #47036d7c
 @register_model
 def resnet18(
     n_out:int=10, # Number of classes
     norm:str='batch', # 'batch'; 'layer', one group of all channels; or 'group', pairs of channels
     shortcut_norm:str='batch', # Norm of the three shortcuts: 'batch' whatever `norm` is, as published
-    width:int=64, # Channels of the first stage; each further stage doubles them
+    width:int=64, # Channels of the first stage; each further stage doubles them. A multiple of 16: with less, training in fp32 on a CPU can crash in oneDNN (torch 2.14)
     n_in:int=3 # Channels of the image
 ) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 8, gives logits [N, n_out]
     "ResNet-18 for small images: 11,173,962 parameters with 10 classes, whatever the norm"
@@ -211,7 +211,7 @@ def identity_init(
         if isinstance(m, nn.Conv2d) and m.kernel_size==(3,3): nn.init.dirac_(m.weight.data[:m.in_channels])
     return model
 
-# %% ../nbs/03_models.ipynb #17d7119c
+# %% ../nbs/03_models.ipynb #8b215061
 class BiasNorm(nn.BatchNorm2d):
     "Batch norm whose scale stays 1"
     def __init__(self,
@@ -250,19 +250,20 @@ def speednet(
     act:str='gelu', # 'gelu', 'silu' or 'hardswish', which a CPU computes in a third of the time
     n_in:int=3, # Channels of the image
     whiten:bool=True, # Is the first layer one that whitens, set from images and not trained? False: an ordinary one
-    identity:bool=True # Let convolutions begin as the identity?
-) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 25, gives logits [N, n_out]
+    identity:bool=True, # Let convolutions begin as the identity?
+    scaled:bool=True # A head of large weights, standard deviation 1, whose outputs are divided by its width? False: an ordinary linear layer
+) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 9, gives logits [N, n_out]
     "The speed net: 1,972,792 parameters. Its first layer is to be set from training images: `set_whitening`"
     act = look_up('act', act, dict(gelu=nn.GELU, silu=nn.SiLU, hardswish=nn.Hardswish))
     nw = 2*n_in*4
     head = nn.Linear(widths[-1], n_out, bias=False)
-    head.weight.data /= head.weight.data.std()
+    if scaled: head.weight.data /= head.weight.data.std()
     first = nn.Conv2d(n_in, nw, 2)
     first.weight.requires_grad = not whiten
     nn.init.zeros_(first.bias)
     model = nn.Sequential(OrderedDict(
         whiten=first, act=act(), **{f'layer{i+1}': ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))},
-        pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1])))
+        pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1] if scaled else 1.)))
     return identity_init(model) if identity else model
 
 def set_whitening(

@@ -12,7 +12,8 @@ from fastai.callback.schedule import combined_cos,LRFinder,ParamScheduler,Sugges
 import tempfile
 
 # %% auto #0
-__all__ = ['Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'PlateauWatch', 'plot_lrs', 'ScheduleLR', 'PlateauLR', 'RangeTest']
+__all__ = ['schedules', 'Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'PlateauWatch', 'plot_lrs', 'ScheduleLR', 'PlateauLR',
+           'RangeTest']
 
 # %% ../nbs/05_schedule.ipynb #74b00d75
 @dataclass(frozen=True)
@@ -127,6 +128,9 @@ class PlateauWatch:
     def load_state_dict(self, state):
         self._sched.load_state_dict({k: v for k,v in state.items() if k!='lr'})
         self._opt.param_groups[0]['lr'] = state['lr']
+
+# %% ../nbs/05_schedule.ipynb #3a1c88dd
+schedules = {o.__name__: o for o in (Interp,OneCycle,Linear,Step,Plateau)} # schedules by the name of their class
 
 # %% ../nbs/05_schedule.ipynb #7e85c65b
 def plot_lrs(
