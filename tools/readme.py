@@ -18,7 +18,7 @@ def readme():
         c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
     text,resources = MarkdownExporter().from_notebook_node(nb)
     if resources.get('outputs'): raise SystemExit('nbs/index.ipynb: a cell draws a picture. Save it under nbs/images and show it by a Markdown cell')
-    text = re.sub(r'\]\(((?:images|trainings)/|\d\d_)', r'](nbs/\1', text) # links are relative to the notebook
+    text = re.sub(r'\]\((?!https?:|#)', '](nbs/', text) # links are relative to the notebook
     return re.sub(r'\n{3,}', '\n\n', text).strip()+'\n'
 
 if __name__=='__main__':
