@@ -179,7 +179,7 @@ class Whiten(Callback):
     def state_dict(self): return dict(done=self.done)
     def load_state_dict(self, state): self.done = state['done']
 
-# %% ../nbs/07_recipe.ipynb #eb9ec5df
+# %% ../nbs/07_recipe.ipynb #4f91a5bd
 def progressive_side(
     done:float, # Share of the training that is done, from 0 to 1
     size:int, # Side of whole images, in pixels
@@ -188,7 +188,9 @@ def progressive_side(
 ) -> int: # In pixels
     "The side of images in progressive resizing, which grows by eighths of the whole (J. Howard, fast.ai, DAWNBench 2018). Raises `ValueError` for shares that are none"
     if not (0<start<=1 and 0<until<=1): raise ValueError(f'progressive resizing: start={start}, until={until}, expected shares above 0, at most 1')
-    return round(size*min(1., start+math.floor(8*(1-start)*done/until+1e-9)/8))
+    if done>=until: return size
+    n_sizes = math.ceil(8*(1-start)-1e-9) # below the whole
+    return round(size*min(1., start+math.floor(n_sizes*done/until+1e-9)/8))
 
 def resize_images(
     x:Tensor, # Images [N,C,H,W]
