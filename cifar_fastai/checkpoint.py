@@ -191,9 +191,10 @@ class Checkpoints(Callback):
     def before_fit(self):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
         self._writer,self._losses = ThreadPoolExecutor(1, 'checkpoint'),deque(maxlen=5)
-        self._signal,self._pending,self._skip,self._best,self._rates,self._next,self._scale,self._left = None,None,None,None,None,0,self.lr_scale,self.returns
+        self._signal,self._told,self._pending,self._skip,self._best,self._rates,self._next,self._scale,self._left = 0,0,None,None,None,None,0,self.lr_scale,self.returns
+        self._rank,self._several = rank_distrib(),getattr(self.learn, 'distributed', None) # several processes train together
         with ExitStack() as started:
-            if not rank_distrib(): self._take(started)
+            if not self._rank: self._take(started)
             started.callback(self._writer.shutdown)
             started.callback(self._settle)
             self._restore()
@@ -216,19 +217,26 @@ class Checkpoints(Callback):
 
     def _on_signal(self, number, frame):
         name = signal.Signals(number).name
-        if self._signal: raise KeyboardInterrupt(f'stopped by a second {name}, without a checkpoint')
-        self._signal = name
-        os.write(2, f'\n{name}: saving, then stopping. Once more stops at once\n'.encode()) # print may have been interrupted itself
+        if self._signal and self._several is None: raise KeyboardInterrupt(f'stopped by a second {name}, without a checkpoint')
+        if not (self._signal or self._rank): # print may have been interrupted itself
+            os.write(2, f'\n{name}: saving, then stopping{"" if self._several else ". Once more stops at once"}\n'.encode())
+        self._signal = number
+
+    def _listen(self, *values):
+        "The signal that any process got, and the largest of each of the values: the same in all processes, which must ask at the same step"
+        self._told,*values = self._several.max(self._signal, *values) if self._several else (self._signal,*values)
+        return values
 
     def _stop_if_told(self, where):
-        if self._signal: raise KeyboardInterrupt(f'stopped by {self._signal} {where}, with a checkpoint')
+        if self._told: raise KeyboardInterrupt(f'stopped by {signal.Signals(self._told).name} {where}, with a checkpoint')
 
     def _with_events(self, f, event_type, ex, final=noop):
         "In place of the learner's own: epochs that are done are left out, and from a lost one it goes back"
         learn = self.learn
         def plain(): return type(learn)._with_events(learn, f, event_type, ex, final)
         if event_type!='epoch': return plain()
-        last = learn.epoch
+        last,bar = learn.epoch,getattr(getattr(learn, 'progress', None), 'mbar', None)
+        if bar and last==0 and self._next: bar.update(0) # it must be started at its beginning
         try:
             while self._next<=last:
                 learn.epoch = self._next
@@ -236,12 +244,15 @@ class Checkpoints(Callback):
                 except LostTraining as e:
                     if not self._go_back(e): raise
                 else: self._next += 1
-            if last==learn.n_epoch-1: self._stop_if_told('at the end')
+            if last==learn.n_epoch-1:
+                self._listen()
+                self._stop_if_told('at the end')
         except BaseException as e:
             try:
                 self._settle()
                 if not isinstance(e, CancelFitException): self._report(e)
             finally: self._started.close()
+            if self._several: signal.signal(signal.SIGTERM, signal.SIG_IGN) # what launched the processes now ends them all: there is something to be written
             raise
         if last==learn.n_epoch-1: self._started.close()
 
@@ -258,8 +269,9 @@ class Checkpoints(Callback):
         version,internal,gauss = rng.getstate() if rng else (None,[],None)
         return dict(epoch=getattr(dl, 'epoch', None), rng=[version,list(internal),gauss] if rng else None)
 
-    def _set_loader(self, state):
-        dl = self.dls.train
+    def _set_chance(self, state):
+        if not self._rank: set_random_state(state['random']) # the other processes have chance of their own
+        dl,state = self.dls.train,state['loader']
         if state['epoch'] is not None: dl.epoch = state['epoch']
         if state['rng']: dl.rng.setstate((state['rng'][0],tuple(state['rng'][1]),state['rng'][2]))
 
@@ -268,11 +280,10 @@ class Checkpoints(Callback):
         learn,skip,self._skip = self.learn,self._skip,None
         learn.__dict__.pop('all_batches')
         learn.n_iter = len(learn.dl)
-        set_random_state(skip['start']['random'])
-        self._set_loader(skip['start']['loader'])
+        self._set_chance(skip['start'])
         self._start,it = skip['start'],iter(learn.dl)
         for _ in range(skip['step']): next(it)
-        set_random_state(skip['random'])
+        if not self._rank: set_random_state(skip['random'])
         learn.train_iter,learn.pct_train = skip['train_iter'],skip['pct_train']
         if skip['n_epoch']!=self.n_epoch: learn.pct_train = (self.epoch+skip['step']/learn.n_iter)/self.n_epoch
         self._remind(skip['callbacks']) # once more: the epoch has begun
@@ -287,17 +298,20 @@ class Checkpoints(Callback):
         if self._rates: self.opt.set_hypers(lr=self._rates) # a scheduler may want to find what it left
         self._rates,step = None,self.iter+1
         self._losses.append(self.loss.detach())
-        if self._signal:
+        due = self.minutes and time.monotonic()-self._last>60*self.minutes
+        if self._several and step%10 and self.dls.device.type=='cuda': due = False # there it would cost time to ask at each step
+        else: due, = self._listen(int(bool(due)))
+        if self._told:
             self._save(self.epoch, step)
             self._stop_if_told(f'in epoch {self.epoch+1} after step {step}')
-        due = self.steps and step%self.steps==0 or self.minutes and time.monotonic()-self._last>60*self.minutes
-        if due and step<self.n_iter: self._save(self.epoch, step)
+        if (due or self.steps and step%self.steps==0) and step<self.n_iter: self._save(self.epoch, step)
 
     def after_epoch(self):
         value,n = self._value(),self.epoch+1
         best = value is not None and (self._best is None or self._better(value)>self._better(self._best))
         if best: self._best = value
-        if best or n%self.every==0 or n==self.n_epoch or self._signal: self._save(n, 0, value)
+        self._listen()
+        if best or n%self.every==0 or n==self.n_epoch or self._told: self._save(n, 0, value)
         self._stop_if_told(f'after epoch {n}')
 
     def _better(self, value): return -value if 'loss' in self.monitor or 'error' in self.monitor else value
@@ -312,16 +326,17 @@ class Checkpoints(Callback):
 
     def _save(self, epoch, step, value=None):
         "Hand a copy of everything to the thread that writes; epoch and step are those to go on with"
-        if rank_distrib(): return
         start = time.perf_counter()
         self._settle()
         learn,rec = self.learn,self.learn.recorder
+        memories = {nm: self._memory(cb) for nm,cb in _memories(learn).items()} # what they add up over processes needs all of these
+        if self._rank: return
         scaler = getattr(learn, 'scaler', None)
         state = dict(epoch=epoch, step=step, n_epoch=self.n_epoch, n_iter=len(self.dls.train), pct_train=learn.pct_train, train_iter=learn.train_iter, opt=learn.opt.state_dict(), scaler=scaler.state_dict() if scaler else None,
-                     callbacks={nm: self._memory(cb) for nm,cb in _memories(learn).items()}, random=random_state(), start=self._start if step else None, loader=self._loader(), best=self._best, scale=self._scale,
+                     callbacks=memories, random=random_state(), start=self._start if step else None, loader=self._loader(), best=self._best, scale=self._scale,
                      recorder=dict(lrs=rec.lrs, losses=rec.losses, values=rec.values, iters=rec.iters, smooth=[rec.smooth_loss.count,rec.smooth_loss.val]))
         if getattr(getattr(learn, 'gradient_accumulation', None), 'count', 0): state['grads'] = [p.grad for p in learn.model.parameters()]
-        model = getattr(learn.model, 'module', learn.model).state_dict()
+        model = get_model(learn.model).state_dict()
         about = dict(epoch=epoch, step=step, n_epoch=self.n_epoch, value=value, monitor=self.monitor, time=time.strftime('%Y-%m-%d %H:%M:%S'))
         self._pending = self._writer.submit(self._write, f'e{epoch:03}'+(f'-s{step:05}' if step else ''), _copied(model), _copied(state), about)
         self._last = time.monotonic()
@@ -365,7 +380,7 @@ class Checkpoints(Callback):
 
     def _place(self, model, state):
         learn,device = self.learn,next(self.learn.model.parameters()).device
-        getattr(learn.model, 'module', learn.model).load_state_dict(model)
+        get_model(learn.model).load_state_dict(model)
         opt = state['opt']
         if not isinstance(learn.opt, OptimWrapper): opt = {k: L(v) if k=='hypers' else v for k,v in _on(opt, device).items()} # fastai's own does not move its state
         learn.opt.load_state_dict(opt)
@@ -378,12 +393,12 @@ class Checkpoints(Callback):
         rec.smooth_loss.count,rec.smooth_loss.val = was['smooth']
         if hasattr(learn, 'quick_loop'): learn.quick_loop._n_read = 0
         learn.train_iter,self._next,self._skip,self._best,self._scale = state['train_iter'],state['epoch'],state if state['step'] else None,state['best'],state['scale']
-        self._set_loader(state['loader'])
-        set_random_state(state['random'])
+        self._set_chance(state)
 
     def _go_back(self, error):
         "After a lost loss: to the last checkpoint whose weights are numbers, with lower learning rates. False if that may not be"
         self._settle()
+        if self._several: self._several.wait() # for the process that writes
         scale,self._rates = self._scale*self.return_scale,None
         for o in reversed(checkpoints(self.folder)) if self._left else []:
             try: model,state,_ = read_checkpoint(o['path'])
@@ -399,7 +414,7 @@ class Checkpoints(Callback):
 
     def _fit_in(self, path, model, state):
         "Raise an error if the checkpoint is of another model or of another plan"
-        mine = getattr(self.learn.model, 'module', self.learn.model).state_dict()
+        mine = get_model(self.learn.model).state_dict()
         if lost := [k for k in mine if k not in model] + [k for k in model if k not in mine]:
             raise CheckpointError(f'{path}: of another architecture: {lost[0]} is not in {"the checkpoint" if lost[0] in mine else "this model"}' + (f', and {len(lost)-1} others differ' if len(lost)>1 else ''))
         for k,v in mine.items():
@@ -420,6 +435,6 @@ class Checkpoints(Callback):
                     f"last losses: {', '.join(f'{float(o.mean()):.4f}' for o in self._losses) or 'none'}", f"last checkpoint: {last[-1]['path'].name if last else 'none'}",
                     f'to go on: {self.command or "the same fit with Checkpoints(..., resume=True)"}']
             if hasattr(e, 'add_note'): e.add_note('\n'.join(text[1:])) # from Python 3.11 on
-            if not rank_distrib():
+            if not self._rank:
                 with open(self.folder/'crash.txt', 'a', encoding='utf-8') as f: f.write('\n'.join(text)+'\n\n')
         except Exception as another: warnings.warn(f'no report of the crash: {another}') # never in place of the error itself

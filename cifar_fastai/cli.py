@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% ../nbs/14_cli.ipynb #99649276
 from __future__ import annotations
-import importlib.util,os,sys,tempfile
+import importlib.util,os,sys,tempfile,warnings
 import safetensors.torch
 from dataclasses import replace
 from fastcore.script import call_parse,store_true
@@ -55,9 +55,16 @@ class EpochTable(Callback):
             self._line((r['epoch'], f"{r['lr']:.6f}", f"{int(r['seconds'])//60:02}:{r['seconds']%60:04.1f}", f"{r['train_loss']:.4f}",
                         f"{r['train_accuracy']:.2%}", f"{r['valid_loss']:.4f}", f"{r['valid_accuracy']:.2%}"))
 
-def _stop(msg, code=1):
-    print(msg, file=sys.stderr)
+def _stop(msg, code=1, run=None):
+    "End with a message. Of several processes the first one says it; the second does if that was killed in its `run`"
+    if not rank_distrib() or rank_distrib()==1 and run and run.state=='killed': print(msg, file=sys.stderr)
     raise SystemExit(code)
+
+def _hush():
+    "Of several processes, only the first one prints"
+    if not rank_distrib(): return
+    warnings.simplefilter('ignore')
+    sys.stdout = open(os.devnull, 'w')
 
 def _check_device(device):
     if device is None: return
@@ -101,6 +108,7 @@ def cifar_train(
     results:str=None, # Folder of results: add the epochs and a row of mean and spread of each recipe
     minutes:float=None, # Minutes from one checkpoint to the next within an epoch; at the end of each epoch there is one in any case
     no_checkpoints:store_true=False, # Write no checkpoints: what is stopped cannot be resumed
+    spread:store_true=False, # Started several times by torchrun: each process trains other seeds and recipes, instead of all of them sharing each training
     name:str=None, # Name of the run; the recipe's unless given
     out:str='runs', # Folder of all runs
 ):
@@ -110,7 +118,12 @@ def cifar_train(
         now.update(learn=learn, run=run, r=r)
         dls = learn.dls
         if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
-        print(f'{run.path.name} ({n_params(learn.model):,} parameters) on {path}: {len(dls.train_ds):,} images to train, {len(dls.valid_ds):,} to validate, on {dls.device} in {r.precision(dls.device)}')
+        print(f'{run.path.name} ({n_params(learn.model):,} parameters) on {path}: {len(dls.train_ds):,} images to train, {len(dls.valid_ds):,} to validate, on {dls.device} in {r.precision(dls.device)}'+(f', by {num_distrib()} processes' if num_distrib()>1 else ''))
+    def train(recipes, **kwargs): return train_runs(recipes, path, root=out, cbs=EpochTable, tensorboard=tensorboard, checkpoints=not no_checkpoints and dict(minutes=minutes), before=begin, info=dict(engine=engine), engine=engine, device=device, **kwargs)
+    def train_one(r): # of several processes, by this one alone
+        parts = ([name] if name else [])+([r.name] if not name or len(rs)>1 else [])+[f's{r.seed}']
+        return [str(o.path) for o in train(r, name='-'.join(parts))][0]
+    _hush()
     try:
         if lr is not None and not 0<lr<math.inf: raise ValueError(f'--lr {lr}: expected a number above 0')
         changes = dict(epochs=epochs, bs=bs, seed=seed, valid=_valid(valid), half=False if fp32 else None)
@@ -120,22 +133,29 @@ def cifar_train(
         _check_device(device)
         path = data_path(data)
         if results: Path(results).mkdir(parents=True, exist_ok=True)
-        for run in train_runs(rs, path, seeds, out, name, EpochTable, tensorboard, not no_checkpoints and dict(minutes=minutes), begin, dict(engine=engine), engine=engine, device=device):
+        if spread and num_distrib()>1:
+            from cifar_fastai.distributed import spread as spread_jobs
+            ended = map(Run, spread_jobs(train_one, [r.but(seed=s) for r in rs for s in range(r.seed, r.seed+seeds)], device))
+        else: ended = train(rs, seeds=seeds, name=name)
+        for run in ended:
             runs.append(run)
             now.clear()
             if run.info['state']!='done': continue
             print(_result(run))
         stopped = None
     except (DataError,ValueError,OSError) as e: stopped = f'cifar_train: {error_text(e)}',1
+    except RuntimeError as e: # of several processes
+        if num_distrib()<2: raise
+        stopped = f'cifar_train: {now["run"].path.name if now else "start"} failed: {error_text(e)}' + (f'\nTo go on: {now["run"].resume_command}' if now and now['run'].checkpoints() else ''),1
     except KeyboardInterrupt:
         n = len(now['learn'].history.rows) if now else 0
         stopped = (f'\nStopped in epoch {n+1} of {now["r"].epochs}. {n} whole epochs and the weights at this moment are in {now["run"].path}' + (f'\nTo go on: {now["run"].resume_command}' if now["run"].checkpoints() else '') if now else '\nStopped'),130
     done = [o for o in runs if o.info['state']=='done']
     if len(runs)>1: print(summarise(runs).round(4).to_string())
     try:
-        if results and done: save_results(done, results)
+        if results and done and not rank_distrib(): save_results(done, results)
     except (ValueError,OSError) as e: stopped = f'cifar_train: the runs are whole, but no results were written: {error_text(e)}',1
-    if stopped: _stop(*stopped)
+    if stopped: _stop(*stopped, now.get('run'))
     if len(done)<len(runs): raise SystemExit(1)
 
 # %% ../nbs/14_cli.ipynb #7d9c31ac
@@ -377,6 +397,7 @@ def cifar_resume(
     def begin(r, learn, run):
         if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
         print(f'{run.path.name} from checkpoint {run.info["resumed"][-1]["checkpoint"]}, on {learn.dls.device} in {r.precision(learn.dls.device)}', flush=True)
+    _hush()
     try:
         _check_device(device)
         if then not in (None,'whole','last'):
@@ -384,8 +405,8 @@ def cifar_resume(
             except ValueError: raise ValueError(f'--then {then}: expected whole, last or a learning rate') from None
         run = _find_run(run)
         resume(run, epochs, then, checkpoint or True, lr_scale, data and data_path(data), EpochTable(), begin, **({'device':device} if device else {}))
-    except (DataError,ValueError,OSError,RuntimeError) as e: _stop(f'cifar_resume: {error_text(e)}')
-    except KeyboardInterrupt as e: _stop(f'\n{(str(e) or "stopped").replace("stopped", "Stopped", 1)}\nTo go on: {run.resume_command}', 130)
+    except (DataError,ValueError,OSError,RuntimeError) as e: _stop(f'cifar_resume: {error_text(e)}', 1, None if isinstance(run, str) else run)
+    except KeyboardInterrupt as e: _stop(f'\n{(str(e) or "stopped").replace("stopped", "Stopped", 1)}'+('' if isinstance(run, str) else f'\nTo go on: {run.resume_command}'), 130)
     print(_result(run))
 
 # %% ../nbs/14_cli.ipynb #92bd8ed8

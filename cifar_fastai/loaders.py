@@ -17,6 +17,7 @@ __all__ = ['SeededDL', 'RGBImage', 'ToSize', 'ResidentDL', 'stratified_split', '
 # %% ../nbs/02_loaders.ipynb #28589151
 class SeededDL(TfmdDL):
     "A `TfmdDL` whose order and augmentation are functions of `seed` and of `epoch`, the number of epochs that it has started"
+    rank,world = 0,1 # number of this process, and of all that share each batch
     def __init__(self,
         dataset, # fastai `Datasets` or anything with a length and an index
         bs:int=64, # Batch size
@@ -37,13 +38,43 @@ class SeededDL(TfmdDL):
         g = torch.Generator().manual_seed(derive_seed(self.seed, self.now))
         return [idxs[i] for i in torch.randperm(len(idxs), generator=g).tolist()]
 
+    def share(self,
+        rank:int=0, # Number of this process, from 0
+        world:int=1 # Number of processes
+    ) -> SeededDL: # The same loader
+        "From here on give only this process's share of each batch: every `world`-th image from number `rank` on. Raises `ValueError` if a process would be left without"
+        bs = self.bs*self.world # of all processes together
+        last = 0 if self.drop_last else self.n%bs
+        if bs%world: raise ValueError(f'batches of {bs} cannot be shared by {world} processes evenly. Choose a multiple of {world}')
+        if 0<last<world: raise ValueError(f'{self.n:,} images in batches of {bs} leave {last} for the last one, too few for {world} processes. Choose another batch size')
+        self.bs,self.rank,self.world = bs//world,rank,world
+        return self
+
+    def batch_size(self,
+        i:int # Number of the batch, from 0
+    ) -> int:
+        "Images in a batch, of all processes together"
+        return min(self.bs*self.world, self.n-i*self.bs*self.world)
+
+    def get_idxs(self):
+        idxs = super().get_idxs()
+        if self.world==1: return idxs
+        whole = chunked(list(idxs), self.bs*self.world, drop_last=self.drop_last)
+        return [i for b in whole for i in b[self.rank::self.world]]
+
+    def __len__(self):
+        n,bs = self.n,self.bs*self.world
+        return n//bs if self.drop_last else math.ceil(n/bs)
+
+    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # no process waits here for another
+
     def one_batch(self):
         epoch,self.epoch,self._looks = self.epoch,2**31+self._looks,self._looks+1
         try: return super().one_batch()
         finally: self.epoch = epoch
 
     def new(self, dataset=None, cls=None, **kwargs):
-        res = super().new(dataset, cls, **{'seed':self.seed, **kwargs})
+        res = super().new(dataset, cls, **{'seed':self.seed, 'bs':self.bs*self.world, **kwargs})
         self._looks += 1 # a copy looks at something new, as test-time augmentation does again and again
         res.epoch,res._looks = 2**31+self._looks,self._looks*1000
         return res
@@ -154,6 +185,9 @@ def image_dls(
         policy = policies[policy]
     if engine not in ('batch','item'): raise ValueError(f"engine={engine!r}: expected 'batch' or 'item'")
     if valid!='test' and not (isinstance(valid, float) and 0<valid<1): raise ValueError(f"valid={valid!r}: expected 'test' or a share such as 0.1")
+    if num_distrib()>1: # torchrun and accelerate launch say which GPU is whose
+        if seed is None: raise ValueError('image_dls: several processes need the same order of images. Give them a seed')
+        if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0))%torch.cuda.device_count())
     policy,seed = policy or Policy(),int(torch.randint(2**31, ()) if seed is None else seed)
     images = find_images(path, test=valid=='test')
     decoded,paths,n_test = load_images(images, size, cache),images.paths,len(images.split('test')) # test images come first

@@ -6,6 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/recipe.html.md"""
 
 # %% ../nbs/07_recipe.ipynb #838d816a
 from __future__ import annotations
+import contextlib
 from dataclasses import asdict,dataclass,field,fields,replace
 from fastai.vision.all import *
 from .data import look_up
@@ -39,18 +40,22 @@ class History(Callback):
 
     def after_train(self): self._train_seconds = time.perf_counter()-self._start
 
+    def _totals(self):
+        "The sums, over all processes if there are several"
+        return self._sums if not hasattr(self.learn, 'distributed') else {k: self.learn.distributed.sum(v) for k,v in self._sums.items()}
+
     def after_epoch(self):
         if self._elsewhere or 'train' not in self._sums: return
         row = dict(epoch=len(self.rows)+1, lr=self.recorder.lrs[-1])
-        for part,sums in self._sums.items():
+        for part,sums in self._totals().items():
             loss,right,n = sums.tolist()
             row[f'{part}_loss'],row[f'{part}_accuracy'] = loss/n,right/n
         if hasattr(self.learn, 'l1_penalty'): row['l1_penalty'] = self.learn.l1_penalty.value.item()
         row['train_seconds'],row['seconds'] = self._train_seconds,time.perf_counter()-self._start
         self.rows.append(row)
 
-    def state_dict(self): return dict(rows=self.rows, sums=self._sums, elapsed=time.perf_counter()-self._start)
-    def load_state_dict(self, state): self.rows,self._sums,self._start = state['rows'],dict(state['sums']),time.perf_counter()-state['elapsed']
+    def state_dict(self): return dict(rows=self.rows, sums=self._totals(), elapsed=time.perf_counter()-self._start)
+    def load_state_dict(self, state): self.rows,self._sums,self._start = state['rows'],{} if rank_distrib() else dict(state['sums']),time.perf_counter()-state['elapsed']
 
     def frame(self) -> pd.DataFrame: # A row for each epoch
         "The history as a table"
@@ -108,7 +113,9 @@ class StopIfLost(Callback):
     def _look(self):
         losses,self._losses = self._losses,[]
         if not losses or hasattr(self.learn, 'lr_finder'): return
-        values = torch.stack([o[0] for o in losses]).tolist()
+        values = torch.stack([o[0] for o in losses])
+        if hasattr(self.learn, 'distributed'): values = self.learn.distributed.sum(values) # lost in one process, lost in all
+        values = values.tolist()
         i = next((i for i,v in enumerate(values) if not math.isfinite(v)), None)
         if i is None: return
         for b,was in self._averages: b.copy_(was)
@@ -134,7 +141,7 @@ class QuickLoop(Callback):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')) # they read each loss themselves
         if not self.run: return
         self.learn.recorder.smooth_loss,self._shown,self._n_read = _DeviceLoss(self.recorder.smooth_loss.beta),time.perf_counter(),0
-        self.learn.to_detach = partial(to_detach, cpu=False) # of fastai's averages
+        self.learn.to_detach = lambda b,cpu=True,gather=True: Learner.to_detach(self.learn, b, False, gather) # of fastai's averages
 
     def after_batch(self):
         if not self.training: return
@@ -162,18 +169,19 @@ class Whiten(Callback):
         store_attr()
         self.done = False
 
-    def before_fit(self):
-        if self.done or hasattr(self.learn, 'gather_preds'): return
+    def before_train(self):
+        if self.done: return
         self.done = not hasattr(self.learn, 'lr_finder')
         dl = self.dls.train.new(shuffle=False, drop_last=False)
         with self.dls.train_ds.set_split_idx(1):
             batches = itertools.takewhile(lambda o: o[0]*dl.bs<self.n, enumerate(dl))
             x = torch.cat([b[0].as_subclass(Tensor) for _,b in batches])[:self.n]
-        set_whitening(self.learn.model, x)
+        set_whitening(get_model(self.learn.model), x)
 
     def before_batch(self):
-        i,n,bias = self.epoch*self.n_iter+self.iter,self.epochs*self.n_iter,self.learn.model.whiten.bias
-        if i<n: self.opt.set_hypers(lr=[h['lr']*(1-i/n) if any(p is bias for p in g) else h['lr'] for h,g in zip(self.opt.hypers,self.opt.param_lists)])
+        i,n,bias = self.epoch*self.n_iter+self.iter,self.epochs*self.n_iter,get_model(self.learn.model).whiten.bias
+        several = hasattr(self.learn, 'distributed') # processes, which wait for the gradients of all that is trained
+        if i<n or several: self.opt.set_hypers(lr=[h['lr']*max(0,1-i/n) if any(p is bias for p in g) else h['lr'] for h,g in zip(self.opt.hypers,self.opt.param_lists)])
         elif bias.requires_grad: bias.requires_grad_(False); bias.grad = None
 
     def state_dict(self): return dict(done=self.done)
@@ -365,6 +373,17 @@ def learner(self:Recipe,
     learn.recipe,half = self,self.precision(dls.device)
     return learn.to_fp16() if half=='fp16' else learn.to_bf16() if half=='bf16' else learn
 
+def _fit(learn, n_epoch, lrs, cbs):
+    "Fit, together with the other processes if torchrun or accelerate launch started several"
+    with contextlib.ExitStack() as together:
+        together.callback(leave_autocast)
+        if num_distrib()>1:
+            from cifar_fastai.distributed import lost_process
+            together.enter_context(lost_process())
+            if not hasattr(learn, 'distributed'): together.enter_context(learn.distrib_ctx())
+        learn.fit(n_epoch, lr=float(lrs[0]), cbs=cbs)
+    return learn
+
 @patch
 def fit(self:Recipe,
     learn:Learner, # From `learner`, or any other
@@ -373,6 +392,4 @@ def fit(self:Recipe,
     "Train for all epochs of the recipe by its schedule"
     n = len(learn.dls.train)
     schedule = PlateauLR(self.schedule) if isinstance(self.schedule, Plateau) else ScheduleLR(self.lrs(n), self.schedule.moms(self.epochs, n))
-    try: learn.fit(self.epochs, lr=float(self.lrs(n)[0]), cbs=[schedule]+L(cbs))
-    finally: leave_autocast()
-    return learn
+    return _fit(learn, self.epochs, self.lrs(n), [schedule]+L(cbs))

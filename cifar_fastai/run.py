@@ -19,7 +19,7 @@ from .loaders import *
 from .schedule import *
 from .precision import *
 from .recipe import *
-from .recipe import recipes as all_recipes
+from .recipe import _fit,recipes as all_recipes
 from .interpret import *
 from .checkpoint import *
 from .checkpoint import _flush
@@ -154,12 +154,12 @@ class SaveRun(Callback):
 
     def _save_weights(self):
         with _side(self.folder.path/'model.safetensors') as side:
-            try: save_model(getattr(self.learn.model, 'module', self.learn.model), str(side))
+            try: save_model(get_model(self.learn.model), str(side))
             except SafetensorError as e: raise OSError(str(e)) from None
 
     def _save_last_whole(self):
         "The weights of the last checkpoint that is whole, whatever an error has made of those of the learner"
-        names = {id(v): k for k,v in getattr(self.learn.model, 'module', self.learn.model).state_dict(keep_vars=True).items()}.values() # without those that are another's
+        names = {id(v): k for k,v in get_model(self.learn.model).state_dict(keep_vars=True).items()}.values() # without those that are another's
         for o in reversed(self.folder.checkpoints()):
             try: model = read_checkpoint(o['path'])[0]
             except CheckpointError: continue
@@ -196,6 +196,9 @@ def record(self:Run,
     "Train into this folder. An error or Ctrl-C is written down, an error in full in `error.txt`, and raised again. Raises `RuntimeError` if another process is training into it"
     saver,logs = SaveRun(self),[TensorBoardLog(self.path/'tensorboard', self.info['recipe'])] if tensorboard else []
     points = [] if checkpoints is False else [Checkpoints(self.path/'checkpoints', command=self.resume_command, **(checkpoints if isinstance(checkpoints, dict) else {}))]
+    if rank_distrib(): # the first process alone writes
+        with learn.added_cbs(points): fit(learn)
+        return learn
     with self.lock():
         try:
             with learn.added_cbs([saver,*logs,*points]): fit(learn)
@@ -215,7 +218,7 @@ def _add_error(self:Run, e):
 # %% ../nbs/10_run.ipynb #4cdaec56
 def _traceable(model):
     "A copy on the CPU, in fp32 and evaluation mode, without hooks and patched forward methods"
-    model = getattr(model, 'module', model)
+    model = get_model(model)
     no_hooks = {id(v): OrderedDict() for m in model.modules() for k,v in vars(m).items() if '_hooks' in k} # what deepcopy takes instead
     model = deepcopy(model, no_hooks).cpu().float().eval()
     for m in model.modules(): m.__dict__.pop('forward', None)
@@ -348,6 +351,12 @@ class TensorBoardLog(Callback):
         self.writer.add_figure('images/misclassified', fig, self.n_steps)
 
 # %% ../nbs/10_run.ipynb #01a52dc3
+def _first_process(make, device=None):
+    "The `Run` that the first process makes, in all processes"
+    if num_distrib()<2: return make()
+    from cifar_fastai.distributed import from_first
+    return Run(from_first(lambda: str(make().path), device))
+
 def train_runs(
     recipes, # A `Recipe` or its name, or several
     path, # Folder of images, as for `image_dls`
@@ -361,7 +370,7 @@ def train_runs(
     info:dict|None=None, # What else shall be kept in each run
     **kwargs # Further arguments of `image_dls`: device, engine, size, ...
 ): # Generator of the `Run` of each training, when it has ended
-    "Train recipes one after the other. A training that fails leaves its reason in its run and on the screen; Ctrl-C ends them all. Raises `ValueError` or `DataError` before the first training for what cannot be trained"
+    "Train recipes one after the other, each by all processes together if torchrun or accelerate launch started several. A training that fails leaves its reason in its run and on the screen; Ctrl-C ends them all. Raises `ValueError` or `DataError` before the first training for what cannot be trained"
     if seeds<1: raise ValueError(f'seeds={seeds}: expected at least 1')
     if name and Path(name).name!=name: raise ValueError(f'name={name!r}: expected a name without a path')
     rs = [look_up('recipe', o, all_recipes) if isinstance(o, str) else o for o in L(recipes)]
@@ -372,11 +381,13 @@ def train_runs(
             dls = each.dls(path, **kwargs)
             learn = each.learner(dls, cbs=cbs() if cbs else None)
             nm = '-'.join(([name] if name else [])+([r.name] if not name or len(rs)>1 else [])+([f's{seed}'] if seeds>1 else []))
-            run = Run.new(nm, root, each, data=Path(path).name, images=str(Path(path).resolve()), dls=kwargs, tensorboard=tensorboard, checkpoints=checkpoints,
-                          device=str(dls.device), device_name=device_name(dls.device), precision=each.precision(dls.device), **(info or {}))
+            run = _first_process(lambda: Run.new(nm, root, each, data=Path(path).name, images=str(Path(path).resolve()), dls=kwargs, tensorboard=tensorboard, checkpoints=checkpoints, processes=max(1, num_distrib()),
+                                                 device=str(dls.device), device_name=device_name(dls.device), precision=each.precision(dls.device), **(info or {})), kwargs.get('device'))
             before(each, learn, run)
             try: run.record(learn, each.fit, tensorboard, checkpoints)
-            except Exception as e: print(f'{run.path.name} failed: {error_text(e)}' + (f'\nTo go on: {run.resume_command}' if run.checkpoints() else ''))
+            except Exception as e:
+                if num_distrib()>1 and not isinstance(e, LostTraining): raise # only a lost loss is one of all processes
+                print(f'{run.path.name} failed: {error_text(e)}' + (f'\nTo go on: {run.resume_command}' if run.checkpoints() else ''))
             yield run
 
 def _recipe(info):
@@ -443,9 +454,7 @@ def _fit_parts(parts, learn):
         if moms[i] is None: moms[i] = np.full(o.epochs*n, mom) # it stays where it is
         mom = moms[i][-1]
     lrs = np.concatenate([o.lrs(n) for o in parts])
-    try: learn.fit(sum(o.epochs for o in parts), lr=float(lrs[0]), cbs=ScheduleLR(lrs, None if moms[0] is None else np.concatenate(moms)))
-    finally: leave_autocast()
-    return learn
+    return _fit(learn, sum(o.epochs for o in parts), lrs, [ScheduleLR(lrs, None if moms[0] is None else np.concatenate(moms))])
 
 def resume(
     path, # Run folder, or a `Run`
@@ -463,13 +472,14 @@ def resume(
     info = run.info
     if not run.checkpoints(): raise ValueError(f'{run.path}: no checkpoint to go on from. Trainings by train_runs and cifar_train have them, from the end of their first epoch on')
     if not (data or info.get('images')): raise ValueError(f'{run.path}: it does not say where its images are. Name their folder by `data`')
-    with run.lock():
+    with contextlib.nullcontext() if rank_distrib() else run.lock():
         at,parts = find_checkpoint(run.path/'checkpoints', checkpoint, run.resume_command)[0],_parts(info)
         dls = parts[0].dls(data or info['images'], **{**info.get('dls', {}), **kwargs})
         parts = _longer(run.path, parts, epochs, then, len(dls.train))
         learn = parts[0].learner(dls, cbs=cbs)
-        run.update(recipe=parts[0].to_dict(), then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
-                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shlex.join(sys.argv))])
+        _first_process(lambda: run, dls.device) # all have read it
+        if not rank_distrib(): run.update(recipe=parts[0].to_dict(), then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
+                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shlex.join(sys.argv))], processes=max(1, num_distrib()))
         before(parts[0], learn, run)
         given = info.get('checkpoints')
         return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), dict(given if isinstance(given, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale))
