@@ -161,7 +161,7 @@ class BareLoop:
         self.model.train()
         for i,(x,y) in enumerate(b for _ in itertools.count() for b in self.dls.train):
             self._set_hypers(i, lrs, moms)
-            if r.small: x = resize_images(x, progressive_side(i/(n*r.epochs), x.shape[-1], *r.small))
+            if r.small: x = resize_batch(x, progressive_side(i/(n*r.epochs), x.shape[-1], *r.small))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 pred = self.model(x.as_subclass(Tensor)).float()
                 loss = F.cross_entropy(pred, y.as_subclass(Tensor), label_smoothing=r.label_smoothing)
@@ -361,16 +361,19 @@ def repeats(
     report=noop, # Called with the results of each training as soon as it is done
     noisy:float=.1 # Warn if the seconds spread more
 ) -> tuple: # Two tables: a row for each training, and the curves of all of them
-    "Train n times against the clock: accuracy, plain and with test-time augmentation, seconds, images per second, peak memory"
+    "Train n times against the clock: accuracy, plain and with test-time augmentation, seconds, images per second, peak memory. Where torchrun or accelerate launch started several processes, each takes some of the seeds, and all get all results"
     if n<1: raise ValueError(f'n={n}: expected at least 1')
-    rows,curves = [],[]
     trainings = {'cifar_fastai': partial(time_training, recipe, path, device=device, tta=tta), **(others or {})}
-    for seed in range(recipe.seed, recipe.seed+n):
+    def one(seed):
+        res = []
         for nm,train in trainings.items():
             row,curve = train(seed=seed)
-            rows.append(dict(learner=nm, **row))
-            curves.append(curve.assign(learner=nm, seed=seed))
-            report(rows[-1])
+            res.append((dict(learner=nm, **row),curve.assign(learner=nm, seed=seed)))
+            report(res[-1][0])
+        return res
+    if num_distrib()>1: from cifar_fastai.distributed import spread
+    else: spread = lambda f,jobs,device: map(f, jobs)
+    rows,curves = zip(*(o for part in spread(one, range(recipe.seed, recipe.seed+n), device) for o in part))
     rows = pd.DataFrame(rows)
     _check_noise(rows.pivot(index='learner', columns='seed', values='seconds'), noisy, 'seconds')
     return rows,pd.concat(curves, ignore_index=True)[['learner','seed','epoch','seconds','accuracy','tta']]

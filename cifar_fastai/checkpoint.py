@@ -48,6 +48,7 @@ def write_checkpoint(
     manifest = dict(about, files={k: dict(bytes=len(v), sha256=hashlib.sha256(v).hexdigest()) for k,v in parts.items()})
     try:
         side.mkdir(parents=True)
+        shutil.rmtree(old, ignore_errors=True)
         for k,v in {**parts, 'manifest.json': json.dumps(manifest, indent=1).encode()}.items():
             (side/k).write_bytes(v)
             _flush(side/k)
@@ -117,10 +118,6 @@ def _copied(o, where='state'):
     if o is None or isinstance(o, (bool,int,float,str)): return o
     raise TypeError(f'Checkpoints: {where} is a {type(o).__name__}, which a checkpoint does not hold. It holds tensors, numbers, texts, and lists and dicts of them')
 
-def _on(o, device):
-    "Tensors of nested lists and dicts on a device"
-    return o.to(device) if isinstance(o, Tensor) else {k: _on(v, device) for k,v in o.items()} if isinstance(o, dict) else [_on(v, device) for v in o] if isinstance(o, list) else o
-
 _tracked = ('best','wait','count') # what fastai's trackers and its gradient accumulation remember
 
 def _memories(learn):
@@ -189,7 +186,8 @@ class Checkpoints(Callback):
         self.folder,self.seconds,self._started = Path(folder),0.,ExitStack() # seconds: what the training waited
 
     def before_fit(self):
-        if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
+        self.run = getattr(self.learn, 'create_mbar', True) and not hasattr(self.learn, 'lr_finder') # validating and predicting are no fit
+        if not self.run: return
         self._writer,self._losses = ThreadPoolExecutor(1, 'checkpoint'),deque(maxlen=5)
         self._signal,self._told,self._pending,self._skip,self._best,self._rates,self._next,self._scale,self._left = 0,0,None,None,None,None,0,self.lr_scale,self.returns
         self._rank,self._several = rank_distrib(),getattr(self.learn, 'distributed', None) # several processes train together
@@ -382,14 +380,14 @@ class Checkpoints(Callback):
         learn,device = self.learn,next(self.learn.model.parameters()).device
         get_model(learn.model).load_state_dict(model)
         opt = state['opt']
-        if not isinstance(learn.opt, OptimWrapper): opt = {k: L(v) if k=='hypers' else v for k,v in _on(opt, device).items()} # fastai's own does not move its state
+        if not isinstance(learn.opt, OptimWrapper): opt = {k: L(v) if k=='hypers' else v for k,v in to_device(opt, device).items()} # fastai's own does not move its state
         learn.opt.load_state_dict(opt)
         learn.opt.zero_grad()
         for p,g in zip(learn.model.parameters(), state.get('grads', [])): p.grad = g if g is None else g.to(p.device)
         if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
         self._remind(state['callbacks'])
         rec,was = learn.recorder,state['recorder']
-        rec.lrs,rec.losses,rec.values,rec.iters = was['lrs'],_on(was['losses'], device if hasattr(learn, 'quick_loop') else 'cpu'),[L(o) for o in was['values']],was['iters']
+        rec.lrs,rec.losses,rec.values,rec.iters = was['lrs'],to_device(was['losses'], device if hasattr(learn, 'quick_loop') else 'cpu'),[L(o) for o in was['values']],was['iters']
         rec.smooth_loss.count,rec.smooth_loss.val = was['smooth']
         if hasattr(learn, 'quick_loop'): learn.quick_loop._n_read = 0
         learn.train_iter,self._next,self._skip,self._best,self._scale = state['train_iter'],state['epoch'],state if state['step'] else None,state['best'],state['scale']

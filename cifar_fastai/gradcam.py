@@ -164,11 +164,13 @@ def _resize(maps, size, align_corners=False):
 class GradCAM:
     "Class activation maps of `model`, as a context manager: its hooks live inside the `with` block only"
     def __init__(self,
-        model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
+        model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]; or a learner with such a model
         layer=None, # A module of it, its name ('layer3'), a list of these, or None for the last one that gives a feature map
         method='gradcam', # Name in `cam_methods`, or a function of (activations, gradients), each [N, C, h, w], and of `rerun` if it has one
         flip:bool=False # Smooth: average each map with that of the mirror image, mirrored back?
     ):
+        model = getattr(model, 'model', None) if isinstance(model, Learner) else model
+        if not isinstance(model, nn.Module): raise TypeError(f'GradCAM: expected a model or a learner, not {type(model).__name__}')
         self.model,self.flip,self.several = model,flip,is_listy(layer)
         self.method = look_up('GradCAM: method', method, cam_methods) if isinstance(method, str) else method
         self.layer = None if layer is None else [self._name(o) for o in layer] if self.several else self._name(layer)
@@ -303,6 +305,7 @@ def show_cam(self:Learner,
     side_by_side:bool=False # Show each map alone, too, beside the one over the picture?
 ) -> plt.Figure: # A row for each image, as the model sees it: the picture, then the map of each layer
     "Where the model looks: `plot_cams` for images of a learner. The true class is named where the table, the batch or the file's folder tells it"
+    if n<1: raise ValueError(f'show_cam: n={n}, expected at least 1')
     dl,vocab = self.dls.valid,getattr(self.dls, 'vocab', None)
     if items is None: items = dl.new(shuffle=True, drop_last=False, bs=n).one_batch()
     if isinstance(items, tuple): x,true = items[0],items[1] if len(items)>1 else None

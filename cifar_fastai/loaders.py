@@ -83,7 +83,7 @@ class SeededDL(TfmdDL):
 class RGBImage:
     "For an `ImageBlock`: opens files by `read_image`, as a `PILImage` of 8-bit RGB"
     @staticmethod
-    def create(fn): return PILImage(Image.fromarray(read_image(fn)))
+    def create(fn:(Path,str,Tensor,np.ndarray,Image.Image)): return PILImage(Image.fromarray(read_image(fn)))
 
 class ToSize(Transform):
     "Item transform: a picture of any mode and size as 8-bit RGB of `size` x `size` pixels"
@@ -194,6 +194,7 @@ def image_dls(
     if valid=='test': splits = list(range(n_test,len(images))),list(range(n_test))
     else: splits = stratified_split([f.split('/')[1] for f in images.files[n_test:]], valid, seed)
     if valid!='test': paths = paths[n_test:]
+    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected a whole number, at least 1')
     if bs>len(splits[0]): raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}. Choose a smaller batch size')
     mean,std = stats or decoded.stats(np.array(splits[0]) + (0 if valid=='test' else n_test))
     batch_tfms = [Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)]

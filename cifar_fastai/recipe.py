@@ -19,7 +19,7 @@ from .precision import *
 
 # %% auto #0
 __all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'QuickLoop', 'Whiten', 'progressive_side',
-           'resize_images', 'ProgressiveResize', 'Recipe']
+           'resize_batch', 'ProgressiveResize', 'Recipe']
 
 # %% ../nbs/07_recipe.ipynb #81533adb
 class History(Callback):
@@ -138,9 +138,10 @@ class QuickLoop(Callback):
     ): self.seconds = seconds
 
     def before_fit(self):
-        self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')) # they read each loss themselves
+        self.run = getattr(self.learn, 'create_mbar', True) and not hasattr(self.learn, 'lr_finder') # only a fit
         if not self.run: return
-        self.learn.recorder.smooth_loss,self._shown,self._n_read = _DeviceLoss(self.recorder.smooth_loss.beta),time.perf_counter(),0
+        vars(self.recorder)['smooth_loss'] = _DeviceLoss(self.recorder.smooth_loss.beta) # by `=` fastai would warn in a second fit
+        self._shown,self._n_read = time.perf_counter(),0
         self.learn.to_detach = lambda b,cpu=True,gather=True: Learner.to_detach(self.learn, b, False, gather) # of fastai's averages
 
     def after_batch(self):
@@ -200,7 +201,7 @@ def progressive_side(
     n_sizes = math.ceil(8*(1-start)-1e-9) # below the whole
     return round(size*min(1., start+math.floor(n_sizes*done/until+1e-9)/8))
 
-def resize_images(
+def resize_batch(
     x:Tensor, # Images [N,C,H,W]
     side:int # Of the result, in pixels
 ) -> Tensor: # Images [N,C,side,side]; the same ones if they have that size
@@ -222,7 +223,7 @@ class ProgressiveResize(Callback):
     def before_batch(self):
         x,*rest = self.xb
         side = progressive_side((self.epoch+self.iter/self.n_iter)/self.n_epoch, x.shape[-1], self.start, self.until)
-        self.learn.xb = (resize_images(x, side),*rest)
+        self.learn.xb = (resize_batch(x, side),*rest)
 
 # %% ../nbs/07_recipe.ipynb #e57b594f
 @dataclass(frozen=True)
@@ -258,8 +259,14 @@ class Recipe:
         def check(ok, nm, want):
             if not ok: raise ValueError(f'Recipe: {nm}={getattr(self,nm)!r}, expected {want}')
         look_up('model', self.model, models)
-        for nm in ('epochs','bs'): check(getattr(self,nm)>=1 and int(getattr(self,nm))==getattr(self,nm), nm, 'at least 1, a whole number')
-        for nm in ('seed','l1','wd'): check(getattr(self,nm)>=0, nm, '0 or more')
+        for nm in ('epochs','bs'): check(isinstance(getattr(self,nm), int) and getattr(self,nm)>=1, nm, 'at least 1, a whole number')
+        check(isinstance(self.seed, int) and self.seed>=0, 'seed', 'a whole number, 0 or more')
+        for nm in ('l1','wd'): check(isinstance(getattr(self,nm), Number) and getattr(self,nm)>=0, nm, '0 or more')
+        check(isinstance(self.mom, Number) and 0<=self.mom<1, 'mom', 'from 0 to below 1')
+        check(isinstance(self.policy, Policy), 'policy', 'a Policy')
+        check(hasattr(self.schedule, 'lrs'), 'schedule', 'a schedule such as OneCycle(.1)')
+        lrs = self.schedule.lrs(self.epochs, 2)
+        check(len(lrs)==2*self.epochs and min(lrs)>=0 and 0<max(lrs)<math.inf, 'schedule', 'learning rates of 0 or more, not all of them 0, and one for each step')
         check(self.valid=='test' or isinstance(self.valid, float) and 0<self.valid<1, 'valid', "'test' or a share such as 0.1")
         check(self.l1_form in ('sum','mean'), 'l1_form', "'sum' or 'mean'")
         check(self.half in (True,False,'fp16','bf16'), 'half', "True, False, 'fp16' or 'bf16'")
@@ -309,7 +316,12 @@ class Recipe:
     def _repr_markdown_(self): return '\n'.join(['| | |','|---|---|'] + [f'| **{k}** | {v} |' for k,v in self.rows()])
 
 # %% ../nbs/07_recipe.ipynb #f3bec6ea
-recipes = {r.name: r for r in (
+class _Recipes(dict):
+    def __missing__(self, name):
+        try: look_up('recipe', name, self)
+        except ValueError as e: raise KeyError(str(e)) from None
+
+recipes = _Recipes((r.name, r) for r in (
     Recipe('layernorm_resnet18', model='resnet18', model_args=dict(norm='layer'), policy=policies['layernorm_resnet18'], epochs=40, bs=128,
            schedule=Plateau(.03, factor=.1, patience=2, threshold=1e-3, lr_min=1e-4), source='ResNet-18 with layer norm: 88.71% best, 88.56% final test accuracy, 40 epochs, published', published=.8856),
     Recipe('attention', model='attention_net', policy=policies['attention'], epochs=24, bs=512, half='bf16', opt='adam', l1=5e-4, l1_form='mean',
@@ -320,7 +332,7 @@ recipes = {r.name: r for r in (
            nesterov=True, wd=5e-4, label_smoothing=2/9, source='Custom ResNet ("DavidNet"): 94.12% test accuracy, 24 epochs, published', published=.9412),
     Recipe('speedrun', model='speednet', policy=policies['speedrun'], epochs=8, bs=2000, schedule=Linear(.24), opt='muon', mom=.6,
            opt_args=dict(bias_lr=106., head_lr=1340., bias_mom=.85, decay=2e-6), whiten=3., label_smoothing=.2, source='K. Jordan, airbench (2024): 94.01% with test-time augmentation'),
-)}
+))
 recipes['speedrun_cpu'] = recipes['speedrun'].but(name='speedrun_cpu', epochs=11, bs=500, schedule=Linear(.12), whiten=3.4, opt_args=dict(bias_lr=26.5, head_lr=335., bias_mom=.85, decay=5e-7), label_smoothing=.09, unsure=.7,
     small=(.625,.6), model_args=dict(act='hardswish'), policy=policies['speedrun'].but(brightness=.14, contrast=.13), source='speedrun in batches that fit the caches of a CPU, with what the record of 2025 adds and small images first, tuned on a tenth of train')
 recipes['speedrun96'] = recipes['speedrun'].but(name='speedrun96', epochs=37, bs=1024, schedule=Linear(.17), opt_args=dict(bias_lr=54., head_lr=1370., bias_mom=.85, decay=1e-6),

@@ -6,13 +6,12 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/run.html.md"""
 
 # %% ../nbs/10_run.ipynb #14f5f78f
 from __future__ import annotations
-import json,os,platform,shlex,shutil,subprocess,sys,traceback,warnings
+import contextlib,json,os,platform,shlex,shutil,subprocess,sys,traceback,warnings
 from contextlib import contextmanager
 import fastai,cifar_fastai
 from fastai.vision.all import *
 from filelock import FileLock,Timeout
-from safetensors import SafetensorError
-from safetensors.torch import save as tensor_bytes,save_model
+from safetensors.torch import save as tensor_bytes
 from torchvision.utils import make_grid
 from .data import look_up
 from .loaders import *
@@ -103,6 +102,7 @@ class Run:
         except OSError: return state # it is held, or cannot be looked at
 
     def history(self) -> pd.DataFrame: # A row for each finished epoch
+        if not (self.path/'history.csv').is_file(): raise ValueError(f'{self.path}: no epoch is finished, so there is no history yet')
         return pd.read_csv(self.path/'history.csv')
 
     def best(self) -> pd.Series: # The row of the highest validation accuracy
@@ -152,19 +152,22 @@ class SaveRun(Callback):
         before = before[before.epoch<rows[0]['epoch']] # what comes again, replaces what was
         _write(file, pd.concat(([before] if len(before) else [])+[pd.DataFrame(rows)]).to_csv(index=False)) # a later fit may have other columns
 
-    def _save_weights(self):
-        with _side(self.folder.path/'model.safetensors') as side:
-            try: save_model(get_model(self.learn.model), str(side))
-            except SafetensorError as e: raise OSError(str(e)) from None
+    def _own_tensors(self):
+        "Tensors of the network by name, each once"
+        tensors = get_model(self.learn.model).state_dict(keep_vars=True)
+        return {k: tensors[k] for k in {id(v): k for k,v in tensors.items()}.values()}
+
+    def _save_weights(self, tensors=None):
+        tensors = {k: v.detach().cpu().contiguous() for k,v in (tensors or self._own_tensors()).items()}
+        with _side(self.folder.path/'model.safetensors') as side: side.write_bytes(tensor_bytes(tensors))
 
     def _save_last_whole(self):
         "The weights of the last checkpoint that is whole, whatever an error has made of those of the learner"
-        names = {id(v): k for k,v in get_model(self.learn.model).state_dict(keep_vars=True).items()}.values() # without those that are another's
+        names = set(self._own_tensors())
         for o in reversed(self.folder.checkpoints()):
             try: model = read_checkpoint(o['path'])[0]
             except CheckpointError: continue
-            if not set(names)<=set(model): continue
-            with _side(self.folder.path/'model.safetensors') as side: return side.write_bytes(tensor_bytes({k: model[k] for k in names}))
+            if names<=set(model): return self._save_weights({k: model[k] for k in names})
 
     def _save_curves(self):
         fig = plot_history({self.folder.path.name: pd.DataFrame(self.learn.history.rows)})
@@ -174,6 +177,8 @@ class SaveRun(Callback):
     def finish(self, state, reason=None):
         lost = [k for k,v in (self.learn.history.rows or [{}])[-1].items() if 'loss' in k and not math.isfinite(v)]
         if state=='done' and lost: state,reason = 'failed',f'{lost[0]} of the last epoch is not a number'
+        bad = [k for k,v in self._own_tensors().items() if v.is_floating_point() and not v.isfinite().all()]
+        if state=='done' and bad: state,reason = 'failed',f'{bad[0]} holds values that are no numbers. Train with a lower learning rate'
         if state=='failed': self._try('model.safetensors', self._save_last_whole)
         if state=='interrupted' or state=='done' and not self.each or not (self.folder.path/'model.safetensors').exists(): self._try('model.safetensors', self._save_weights)
         if len(self.learn.history.rows)>self.n_before: self._try('history.csv', self._save_rows) # once more, should it have failed
@@ -405,8 +410,9 @@ def by_recipe(
         groups.setdefault(json.dumps([what,run.info.get('then'),run.info.get('data')], sort_keys=True), []).append(run)
     res = {}
     for group in groups.values():
-        nm = base = _recipe(group[0].info).get('name', 'none')
-        while nm in res: nm = f'{base}-{sum(o.split("-")[0]==base for o in res)+1}'
+        nm,i = _recipe(group[0].info).get('name', 'none'),2
+        base = nm
+        while nm in res: nm,i = f'{base}-{i}',i+1
         res[nm] = group
     return res
 
@@ -443,7 +449,7 @@ def _longer(where, parts, epochs, then, n):
     if any(isinstance(o, Plateau) for o in [then,*(o.schedule for o in parts)]): raise ValueError(f"{where}: the rates of a Plateau are known only as they happen, so that nothing can be put before or after it. Take then='whole'")
     if isinstance(then, str) and then=='last': then = parts[-1].lrs(n)[-1]
     if isinstance(then, Number) and 0<then<math.inf: then = Linear(float(then), end=1.) # constant
-    if not isinstance(then, (Interp,OneCycle,Linear,Step)): raise ValueError(f"{where}: then={then!r}, expected 'whole', 'last', a learning rate above 0 or a schedule")
+    if not hasattr(then, 'lrs'): raise ValueError(f"{where}: then={then!r}, expected 'whole', 'last', a learning rate above 0 or a schedule")
     return [*parts, parts[0].but(epochs=more, schedule=then)]
 
 def _fit_parts(parts, learn):
@@ -470,19 +476,22 @@ def resume(
     "Go on with a training from a checkpoint to its end: to the weights that it would have had without a break. Raises `ValueError` for a run that cannot, and `CheckpointError` for a checkpoint that cannot be used"
     run = path if isinstance(path, Run) else Run(path)
     info = run.info
+    given = info.get('checkpoints')
+    points = dict(given if isinstance(given, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale)
+    Checkpoints(run.path, **points) # what cannot be is said before anything is written
     if not run.checkpoints(): raise ValueError(f'{run.path}: no checkpoint to go on from. Trainings by train_runs and cifar_train have them, from the end of their first epoch on')
     if not (data or info.get('images')): raise ValueError(f'{run.path}: it does not say where its images are. Name their folder by `data`')
     with contextlib.nullcontext() if rank_distrib() else run.lock():
         at,parts = find_checkpoint(run.path/'checkpoints', checkpoint, run.resume_command)[0],_parts(info)
         dls = parts[0].dls(data or info['images'], **{**info.get('dls', {}), **kwargs})
-        parts = _longer(run.path, parts, epochs, then, len(dls.train))
+        parts,n = _longer(run.path, parts, epochs, then, len(dls.train)),run.checkpoints()[-1]['epoch']
+        if run.state=='done' and checkpoint is True and n==sum(o.epochs for o in parts): raise ValueError(f'{run.path}: all {n} epochs are done. Give more `epochs` to train on, or an earlier `checkpoint`')
         learn = parts[0].learner(dls, cbs=cbs)
         _first_process(lambda: run, dls.device) # all have read it
         if not rank_distrib(): run.update(recipe=parts[0].to_dict(), then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
                    resumed=[*info.get('resumed', []),dict(checkpoint=at.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shlex.join(sys.argv))], processes=max(1, num_distrib()))
         before(parts[0], learn, run)
-        given = info.get('checkpoints')
-        return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), dict(given if isinstance(given, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale))
+        return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), points)
 
 # %% ../nbs/10_run.ipynb #aa2a09ca
 def find_runs(
@@ -544,6 +553,7 @@ def prunable(
     res = []
     for group in by_recipe(_runs(runs)).values():
         best = runs_table(group).reset_index().best.sort_values(ascending=False, kind='stable').dropna().index[:keep]
+        if not len(best): best = [i for i,o in enumerate(group) if o.checkpoints()][-1:] # it can go on
         res += [o for i,o in enumerate(group) if i not in best and o.state in ('done','failed','interrupted','killed')]
     return res
 

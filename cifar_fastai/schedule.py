@@ -12,15 +12,23 @@ from fastai.callback.schedule import combined_cos,LRFinder,ParamScheduler,Sugges
 import tempfile
 
 # %% auto #0
-__all__ = ['schedules', 'Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'PlateauWatch', 'plot_lrs', 'ScheduleLR', 'PlateauLR',
-           'RangeTest']
+__all__ = ['schedules', 'Schedule', 'Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'PlateauWatch', 'plot_lrs', 'ScheduleLR',
+           'PlateauLR', 'RangeTest']
 
 # %% ../nbs/05_schedule.ipynb #74b00d75
+class Schedule:
+    "What a learning-rate curve is: `lrs(epochs, steps)` gives the rate of each step, and `moms` the momentum, or None if that stays"
+    def lrs(self, epochs, steps): raise NotImplementedError
+    def moms(self, epochs, steps): return None
+
 @dataclass(frozen=True)
-class Interp:
+class Interp(Schedule):
     "Straight lines between knots, constant within each epoch: the curve of the published DavidNet training"
     at:tuple=(0.,7/24,1.) # Knots, as shares of the training
     lr:tuple=(.045,.45,.001125) # Learning rate at each knot
+
+    def __post_init__(self):
+        if len(self.at)!=len(self.lr): raise ValueError(f'Interp: {len(self.at)} knots at={self.at} and {len(self.lr)} rates lr={self.lr}, expected as many')
 
     def lrs(self,
         epochs:int, # Number of epochs
@@ -28,11 +36,9 @@ class Interp:
     ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
         return np.repeat(np.interp(np.arange(epochs), np.array(self.at)*epochs, self.lr), steps)
 
-    def moms(self, epochs, steps): return None # momentum stays
-
 # %% ../nbs/05_schedule.ipynb #1a735d21
 @dataclass(frozen=True)
-class OneCycle:
+class OneCycle(Schedule):
     "fastai's `fit_one_cycle` as a curve (L. Smith, Super-Convergence, 2018): cosine up, cosine down, momentum the other way"
     lr_max:float=.1 # Highest learning rate
     div:float=25. # It starts at `lr_max/div`
@@ -56,7 +62,7 @@ class OneCycle:
 
 # %% ../nbs/05_schedule.ipynb #f3fc5436
 @dataclass(frozen=True)
-class Linear:
+class Linear(Schedule):
     "Straight up, then straight down"
     lr:float=.24 # Highest learning rate
     pct_start:float=0. # Share of the training on the way up
@@ -70,11 +76,9 @@ class Linear:
         n = epochs*steps
         return self.lr*np.interp(np.arange(n), [0,self.pct_start*n,n] if self.pct_start else [0,0,n], [self.start,1,self.end] if self.pct_start else [1,1,self.end])
 
-    def moms(self, epochs, steps): return None # momentum stays
-
 # %% ../nbs/05_schedule.ipynb #69266cc1
 @dataclass(frozen=True)
-class Step:
+class Step(Schedule):
     "A constant rate that drops by a factor now and then, at the nearest epoch: torch's `MultiStepLR`. In very few epochs two drops may meet"
     lr:float=.1 # First learning rate
     at:tuple=(.5,.75) # Where it drops, as shares of the training
@@ -87,11 +91,9 @@ class Step:
         drops = np.array([max(1, math.floor(o*epochs+.5)) for o in self.at])
         return np.repeat([self.lr*self.factor**int((drops<=e).sum()) for e in range(epochs)], steps)
 
-    def moms(self, epochs, steps): return None # momentum stays
-
 # %% ../nbs/05_schedule.ipynb #873187b8
 @dataclass(frozen=True)
-class Plateau:
+class Plateau(Schedule):
     "A rate that drops when a metric gets no better for some epochs: torch's `ReduceLROnPlateau`"
     lr:float=.03 # First learning rate
     factor:float=.1 # What each drop multiplies it by
@@ -109,8 +111,6 @@ class Plateau:
         if len(values)<epochs-1: raise ValueError(f'Plateau: {len(values)} values for {epochs} epochs, expected {epochs-1} at least')
         watch = PlateauWatch(self)
         return np.repeat([self.lr]+[watch(v) for v in values[:epochs-1]], steps)
-
-    def moms(self, epochs, steps): return None # momentum stays
 
 class PlateauWatch:
     "torch's `ReduceLROnPlateau` on a learning rate alone: call it with each epoch's metric, read `lr`"
