@@ -6,13 +6,14 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/app.html.md"""
 
 # %% ../nbs/15_app.ipynb #3f160a07
 from __future__ import annotations
-import base64,html,inspect,io,itertools,logging,os,signal,socket,sys,tempfile,threading,webbrowser
+import html,inspect,itertools,logging,os,signal,socket,sys,tempfile,threading,webbrowser
 from fastcore.script import call_parse,store_true
 from fastai.vision.all import *
 from fastai.data.external import fastai_path
 from .data import cifar10_classes,get_digits,look_up
 from .models import n_params
 from .gradcam import cam_methods,_maps,_stages,_undisturbed
+from .interpret import _overlay,_uri
 from .predict import PredictError,pixels
 from .export import load_predictor,model_card,released_models
 from .cli import _stop
@@ -67,12 +68,13 @@ def explain(
     method:str='gradcam', # As for `GradCAM`
     target:str|None=None, # Class that the map is for; None is the predicted one
     tta:bool=False, # Probabilities of six views of the image?
-    k:int=5 # Number of classes
+    k:int=5, # Number of classes
+    layers:list|None=None # What `map_layers` gave; None asks it
 ) -> dict: # `top`, {class: probability}, the likeliest first; `target`; and pictures enlarged for the eye: `picture`, `map` and `overlay`, the last two None for a model without maps
     "What a model says of an image, and where it looks. Raises `ValueError` for a layer, method or class that there is not"
     image = pixels(image)
     top = dict(predictor.top(image, k, tta))
-    layers,size = map_layers(predictor),predictor.size
+    layers,size = map_layers(predictor) if layers is None else layers,predictor.size
     target = next(iter(top)) if target is None else look_up('class', target, predictor.classes)
     side = size*max(1, 256//size)
     small = image if image.shape[:2]==(size,size) else np.asarray(Image.fromarray(image).resize((size,size), Image.BILINEAR)) # as the network sees it
@@ -81,8 +83,7 @@ def explain(
         look_up('method', method, cam_methods)
         m = predictor.cam(image, target, None if look_up('layer', layer, layers)=='last' else layer, method)
         m = np.asarray(Image.fromarray(m.astype(np.float32)).resize((side,side), Image.BILINEAR)).clip(0,1)
-        colour,grey = plt.get_cmap('cividis')(m)[...,:3]*255,np.asarray(res['picture'])@(.299,.587,.114)
-        res.update(map=Image.fromarray(colour.round().astype(np.uint8)), overlay=Image.fromarray((.5*grey[...,None]+.5*colour).round().astype(np.uint8)))
+        res.update(map=Image.fromarray((plt.get_cmap('cividis')(m)[...,:3]*255).round().astype(np.uint8)), overlay=Image.fromarray(_overlay(np.asarray(res['picture']), m)))
     return res
 
 # %% ../nbs/15_app.ipynb #f50360d6
@@ -114,10 +115,7 @@ _css = """.cf {display:grid; grid-template-columns:repeat(auto-fit,minmax(min(10
 
 def _say(text): return re.sub(r'[${}`]', lambda o: f'&#{ord(o[0])};', html.escape(str(text))) # nor is it a template to Gradio
 
-def _img(picture, alt):
-    side = io.BytesIO()
-    picture.save(side, 'PNG')
-    return f'<img src="data:image/png;base64,{base64.b64encode(side.getvalue()).decode()}" alt="{_say(alt)}" width="{picture.width}" height="{picture.height}">'
+def _img(picture, alt): return f'<img src="{_uri(picture.save)}" alt="{_say(alt)}" width="{picture.width}" height="{picture.height}">'
 
 def _card(name, p, res, layer, method, notes):
     say,top = _say,next(iter(res['top'].items()))
@@ -144,18 +142,18 @@ def answer_html(
     if not predictors: return '<div class="cf-hint">Choose a model.</div>'
     try:
         image,note = read_upload(path, max_mb)
-        cards = []
+        cards,layers = [],{k: map_layers(p) for k,p in predictors.items()}
         for k,p in predictors.items():
-            there,notes = map_layers(p),[note] if note else []
+            there,notes = layers[k],[note] if note else []
             here,c = layer if layer in there or not there else 'last',target if target in p.classes else None
             if here!=layer: notes.append(f'It has no layer {layer}: this is its last one.')
             if c!=target: notes.append(f'It has no class {target}: the map is for the predicted one.')
-            cards.append(_card(k, p, explain(p, image, here, method, c, tta), 'last layer' if here=='last' else here, method, notes))
+            cards.append(_card(k, p, explain(p, image, here, method, c, tta, layers=there), 'last layer' if here=='last' else here, method, notes))
     except ValueError as e: return _wrong(str(e).splitlines()[0])
     except Exception:
         logging.getLogger(__name__).exception('an image that was sent')
         return _wrong('Something went wrong. The log of the server says what')
-    legend = '<p class="cf-legend"><i></i> from blue, where nothing speaks for the class in this layer, to yellow, where most does. Each map is scaled to itself.</p>' if any(map(map_layers, predictors.values())) else ''
+    legend = '<p class="cf-legend"><i></i> from blue, where nothing speaks for the class in this layer, to yellow, where most does. Each map is scaled to itself.</p>' if any(layers.values()) else ''
     return f'<div class="cf">{"".join(cards)}</div>{legend}'
 
 # %% ../nbs/15_app.ipynb #fe149322

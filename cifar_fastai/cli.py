@@ -7,11 +7,11 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 # %% ../nbs/14_cli.ipynb #99649276
 from __future__ import annotations
 import importlib.util,os,sys,tempfile,warnings
-import safetensors.torch
 from dataclasses import replace
 from fastcore.script import call_parse,store_true
 from fastai.vision.all import *
 from .data import *
+from .data import _img_exts
 from .models import *
 from .schedule import *
 from .precision import *
@@ -21,6 +21,7 @@ from .interpret import _table
 from .run import *
 from .predict import Predictor
 from .export import *
+from .export import _find
 from .bench import *
 
 # %% auto #0
@@ -31,8 +32,12 @@ __all__ = ['data_path', 'EpochTable', 'cifar_train', 'cifar_bench', 'cifar_expla
 def data_path(
     data:str # 'cifar10', 'digits', or a folder with `train/<class>/` and `test/<class>/`
 ) -> Path:
-    "The folder of images that a command's `--data` means"
-    return get_cifar10() if data=='cifar10' else get_digits() if data=='digits' else Path(data)
+    "The folder of images that a command's `--data` means. Raises `ValueError` for a mere name that is none"
+    sets,path = dict(cifar10=get_cifar10, digits=get_digits),Path(data)
+    if data in sets: return sets[data]()
+    if path.is_dir() or len(path.parts)>1: return path # what is wrong with it, `find_images` says
+    try: look_up('--data', data, sets)
+    except ValueError as e: raise ValueError(f'{e}, or a folder, and there is none of this name') from None
 
 class EpochTable(Callback):
     "A line for each epoch in place of fastai's: learning rate, time, loss and accuracy of both parts"
@@ -75,6 +80,16 @@ def _valid(valid):
     try: return valid if valid in (None,'test') else float(valid)
     except ValueError: raise ValueError(f'--valid {valid}: expected test or a share such as 0.1') from None
 
+def _can_write(option, path, folder=False):
+    "Make the folder of a file, or this folder, and raise `ValueError` if nothing can be written there: that is said before the work"
+    path = Path(path)
+    try:
+        if not folder and path.is_dir(): raise IsADirectoryError(21, 'a folder')
+        where = path if folder else path.parent
+        where.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=where).close()
+    except OSError as e: raise ValueError(f'--{option} {path}: cannot be written ({e.strerror}). Choose another {"folder" if folder else "file"}') from None
+
 def _recipe(name, **changes):
     return look_up('recipe', name, recipes).but(**{k:v for k,v in changes.items() if v is not None})
 
@@ -92,7 +107,7 @@ def _result(run):
 
 @call_parse
 def cifar_train(
-    *recipe:str, # Names of one recipe or of several to train one after the other; davidnet unless given
+    *recipe:str, # Names of one recipe or of several to train one after the other; davidnet unless given. There are davidnet, speedrun, speedrun_cpu, speedrun96, layernorm_resnet18, attention, resnet18, and the last three as they would be made today, with _modern at the end
     data:str='cifar10', # cifar10, digits (needs no download), or a folder with train/<class>/ and test/<class>/
     seeds:int=1, # Trainings of each recipe, from its seed upwards, with a table of mean and spread at the end
     model:str=None, # Another architecture, with its default arguments
@@ -125,14 +140,18 @@ def cifar_train(
         return [str(o.path) for o in train(r, name='-'.join(parts))][0]
     _hush()
     try:
-        if lr is not None and not 0<lr<math.inf: raise ValueError(f'--lr {lr}: expected a number above 0')
+        for k,v in dict(lr=lr, minutes=minutes).items():
+            if v is not None and not 0<v<math.inf: raise ValueError(f'--{k} {v}: expected a number above 0')
         changes = dict(epochs=epochs, bs=bs, seed=seed, valid=_valid(valid), half=False if fp32 else None)
         rs = [_recipe(o, **changes) for o in recipe or ('davidnet',)]
-        if model: rs = [r if r.model==model else r.but(name=f'{r.name}-{model}', model=model, model_args={}) for r in rs]
+        if model:
+            whiten = 3. if hasattr(create_model(model), 'whiten') else None
+            rs = [r if r.model==model else r.but(name=f'{r.name}-{model}', model=model, model_args={}, whiten=whiten) for r in rs]
         if lr: rs = [_with_lr(r, lr) for r in rs]
         _check_device(device)
         path = data_path(data)
-        if results: Path(results).mkdir(parents=True, exist_ok=True)
+        for k,v in dict(out=out, results=results).items():
+            if v: _can_write(k, v, folder=True)
         if spread and num_distrib()>1:
             from cifar_fastai.distributed import spread as spread_jobs
             ended = map(Run, spread_jobs(train_one, [r.but(seed=s) for r in rs for s in range(r.seed, r.seed+seeds)], device))
@@ -204,7 +223,8 @@ def cifar_bench(
         if quick and r.opt=='sgd': r = _with_lr(r, r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs) # a rate for the smaller batch
         _check_device(device)
         turns,trained = _bench_peers(peers, device, speed_only)
-        if csv: check_columns(csv, bench_columns)
+        if csv: _can_write('csv', csv); check_columns(csv, bench_columns)
+        if not speed_only: _can_write('plot', plot := plot or f'bench-{r.name}.png')
         path = data_path(data or ('digits' if quick else 'cifar10'))
         others = {o: airbench_training(path) for o in trained}
         device = str(torch.device(device or default_device()))
@@ -230,7 +250,7 @@ def cifar_bench(
             print('\n'+bench_table(rows=rows).drop(columns='ratio').round(4).to_string())
             ax = plot_times(curves)
             ax.set_title(f'{r.name} on {device_name(device)}')
-            ax.figure.savefig(plot := plot or f'bench-{r.name}.png', dpi=120)
+            ax.figure.savefig(plot, dpi=120)
             plt.close(ax.figure)
             print(f'\naccuracy over time: {plot}')
     except (ValueError,OSError) as e: _stop(f'cifar_bench: measured, but not written: {error_text(e)}')
@@ -245,28 +265,15 @@ def _find_run(run, root='runs'):
     if not there: raise ValueError(f'{run}: no such run, and none in the folder {root}. cifar_train makes some')
     look_up('run', run, there)
 
-def _run_images(run, info):
-    "The folder of images that a run was trained on"
+def _own_images(path):
+    "The folder of images that a run, or a saved model, was trained on"
+    folder,info = _find(path, 'runs')
+    if (folder/'run.json').is_file(): info = Run(folder).info
     name,known = info.get('data'),dict(cifar10='cifar10', digits32='digits')
     if info.get('images') and Path(info['images']).is_dir(): return Path(info['images'])
     if name in known: return data_path(known[name])
     if name and Path(name).is_dir(): return Path(name)
-    raise ValueError(f'{run.path}: it was trained on {f"a folder {name!r} that is not here" if name else "images that it does not name"}. Say where they are by --data')
-
-def _run_learner(run, data=None, device=None):
-    "The network of a run, with the images that it was judged by, ready to be asked; and its recipe"
-    info,file = run.info,run.path/'model.safetensors'
-    r = info.get('recipe')
-    if not r: raise ValueError(f'{run.path}: its run.json names no recipe, so there is no telling which network it is')
-    if not file.is_file(): raise ValueError(f'{run.path}: no weights in it. They are written at the end of the first epoch')
-    r = look_up('recipe', r, recipes) if isinstance(r, str) else Recipe.from_dict(r)
-    path = data_path(data) if data else _run_images(run, info)
-    learn = r.learner(r.dls(path, device=device, **{k: v for k,v in info.get('dls', {}).items() if k in ('size','valid','stats','seed')}))
-    try: safetensors.torch.load_model(learn.model, file)
-    except (RuntimeError,safetensors.SafetensorError) as e:
-        raise ValueError(f'{file}: these weights are not those of {r.model} for the {learn.dls.c} classes in {path.name} ({str(e).strip().splitlines()[-1].strip()})') from None
-    learn.model.to(learn.dls.device)
-    return learn,r
+    raise ValueError(f'{folder}: it was trained on {f"a folder {name!r} that is not here" if name else "images that it does not name"}. Say where they are by --data')
 
 @call_parse
 def cifar_explain(
@@ -285,17 +292,16 @@ def cifar_explain(
             if v<least: raise ValueError(f'--{k} {v}: expected at least {least}')
         _check_device(device)
         run = _find_run(run)
-        learn,r = _run_learner(run, data, device)
+        learn = saved_learner(run.path, data_path(data) if data else _own_images(run.path), device=device, **{k: v for k,v in run.info.get('dls', {}).items() if k in ('valid','seed')})
         if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
         dl = folder_dl(learn, images) if images else learn.dls.valid
         out = Path(out or run.path/(f'explain-{Path(images).resolve().name}.html' if images else 'explain.html'))
         if out.is_dir(): out = out/'explain.html'
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close() # what cannot be written is said before the work
+        _can_write('out', out)
         name,state = run.path.resolve().name,run.state
         history = run.history() if (run.path/'history.csv').exists() else pd.DataFrame()
-        which = f'the images in the folder {Path(images).resolve().name}' if images else 'its test images' if r.valid=='test' else 'the images held out of its training'
-        about = f'Recipe {r.name}, {len(history)} epoch{"s"*(len(history)!=1)}{"" if state=="done" else f", {state}"}. The network was asked about {which}.'
+        which = f'the images in the folder {Path(images).resolve().name}' if images else 'its test images' if learn.recipe.valid=='test' else 'the images held out of its training'
+        about = f'Recipe {learn.recipe.name}, {len(history)} epoch{"s"*(len(history)!=1)}{"" if state=="done" else f", {state}"}. The network was asked about {which}.'
         print(f'{name}: {len(dl.dataset):,} images', flush=True)
         df = predictions(learn, dl)
         explain_page(learn, out, dl, history, f'{name}: what it gets right and wrong', df, n, n_robust, seed, about)
@@ -313,17 +319,18 @@ def _labelled_files(data, part, classes):
     "Image files and the numbers of their classes"
     path = data_path(data)
     if (path/part).is_dir(): path = path/part
+    elif (path/('train' if part=='test' else 'test')).is_dir(): raise ValueError(f'{path}: it has no folder {part}, only the other part. See --data and --part')
     elif not path.is_dir(): raise ValueError(f'{data}: no such folder')
-    files = sorted(o for o in get_image_files(path))
+    files = sorted(get_files(path, _img_exts))
     if not files: raise ValueError(f'{path}: no images in it')
     names = [o.parent.name for o in files]
-    if strange := next((o for o,nm in zip(files, names) if nm not in classes), None): raise ValueError(f'{strange}: its folder is not named after a class of the model, which are {", ".join(classes)}')
+    if strange := next((o for o,nm in zip(files, names) if nm not in classes), None): raise ValueError(f'{strange}: its folder is not named after a class of the model, which are {", ".join(classes)}. Say by --data which images to ask about')
     return files,np.array([classes.index(o) for o in names])
 
 @call_parse(pos=['model'])
 def cifar_eval(
     model:str, # Folder of a run or its name in the folder runs, folder of a saved model, name of a released one, or an ONNX file
-    data:str='cifar10', # cifar10, digits, or a folder with test/<class>/, or with <class>/
+    data:str=None, # cifar10, digits, or a folder with test/<class>/, or with <class>/; what it was trained on unless given, cifar10 for ONNX
     part:str='test', # test or train
     tta:store_true=False, # Test-time augmentation: six views of each image
     csv:str=None, # File to write: a row for each image with its true and predicted class and the probabilities of both
@@ -333,8 +340,9 @@ def cifar_eval(
     try:
         look_up('--part', part, ('test','train'))
         _check_device(device)
+        if csv: _can_write('csv', csv)
         predictor = load_predictor(model, device=device)
-        files,targs = _labelled_files(data, part, predictor.classes)
+        files,targs = _labelled_files(data or (_own_images(model) if isinstance(predictor, TorchPredictor) else 'cifar10'), part, predictor.classes)
         print(f'{predictor.name}: {len(files):,} images, {len(predictor.classes)} classes', flush=True)
         probs = np.concatenate([predictor(files[i:i+1000], tta) for i in range(0, len(files), 1000)])
         df = _table(files, probs, predictor.classes, targs)
@@ -363,24 +371,27 @@ def cifar_export(
     try:
         if no_onnx and int8: raise ValueError('--int8 is an ONNX file: leave out --no-onnx')
         if int8 and not data: raise ValueError('--int8 needs --data: training images for the ranges of its activations')
+        if Path(name).name!=name: raise ValueError(f'--name {name}: expected a name without a path. The folder is --out')
         net = load_model(model)
         files,targs = _labelled_files(data, 'test', net.info['classes']) if data else (None,None)
         ranges = _labelled_files(data, 'train', net.info['classes'])[0] if int8 else None
         if int8 and set(ranges)==set(files): raise ValueError(f'--data {data}: it has no folder train, whose images --int8 needs')
-        out = save_model(net, out or Path('exports')/(name or net.info['name']), name, half, note=note, licence=licence)
+        out = Path(out or Path('exports')/(name or net.info['name']))
+        _can_write('out', out, folder=True)
+        save_model(net, out, name, half, note=note, licence=licence)
         net,onnx = load_model(out),{} # as it is stored
         if not no_onnx:
             onnx['onnx'] = to_onnx(net, out/'model.onnx')
             if half: onnx['onnx fp16'] = to_onnx(net, out/'model_fp16.onnx', half=True)
             if int8: onnx['onnx int8'] = quantise_onnx(out/'model.onnx', out/'model_int8.onnx', [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]])
         for o in set(out.glob('model*.onnx'))-set(onnx.values()): o.unlink() # of weights that are no longer here
-    except (DataError,ValueError,OSError,ImportError) as e: _stop(f'cifar_export: {error_text(e)}')
-    except KeyboardInterrupt: _stop('\nStopped', 130)
-    for o in sorted(out.iterdir()): print(f'{o}  {o.stat().st_size/1e6:.2f} MB')
-    if data:
+        for o in sorted(out.iterdir()): print(f'{o}  {o.stat().st_size/1e6:.2f} MB')
+        if not data: return
         print(f'\non {len(files):,} test images, compared with torch in fp32:', flush=True)
         table = compare_predictors({'weights': TorchPredictor(load_model(model)), **({'weights fp16': TorchPredictor(net)} if half else {}), **{k: Predictor(o) for k,o in onnx.items()}}, files, np.array(net.info['classes'])[targs], rounds=0)
         print(table.drop(columns=['images_s','mb']).round(4).to_string())
+    except (DataError,ValueError,OSError,ImportError) as e: _stop(f'cifar_export: {error_text(e)}')
+    except KeyboardInterrupt: _stop('\nStopped', 130)
 
 # %% ../nbs/14_cli.ipynb #d8b0601e
 @call_parse
@@ -404,6 +415,7 @@ def cifar_resume(
             try: then = float(then)
             except ValueError: raise ValueError(f'--then {then}: expected whole, last or a learning rate') from None
         run = _find_run(run)
+        if (net := (run.info.get('recipe') or {}).get('model')) not in models: raise ValueError(f'{run.path}: there is no model {net!r} here. Register it first, by register_model, in the process that goes on: from Python, call resume')
         resume(run, epochs, then, checkpoint or True, lr_scale, data and data_path(data), EpochTable(), begin, **({'device':device} if device else {}))
     except (DataError,ValueError,OSError,RuntimeError) as e: _stop(f'cifar_resume: {error_text(e)}', 1, None if isinstance(run, str) else run)
     except KeyboardInterrupt as e: _stop(f'\n{(str(e) or "stopped").replace("stopped", "Stopped", 1)}'+('' if isinstance(run, str) else f'\nTo go on: {run.resume_command}'), 130)
@@ -412,7 +424,7 @@ def cifar_resume(
 # %% ../nbs/14_cli.ipynb #92bd8ed8
 @call_parse
 def cifar_runs(
-    *run:str, # Names of runs; all in the folder unless given
+    *run:str, # Names or folders of runs; all in the folder --out unless given
     out:str='runs', # Folder of all runs
     where:str=None, # Which of them, as pandas writes it: 'state=="done" and best>0.9'
     sort:str='started', # Column to sort by
@@ -425,9 +437,8 @@ def cifar_runs(
 ):
     "List runs, compare them, make room"
     try:
-        runs = find_runs(out)
-        runs = {o.path.name: o for o in runs}
-        if run: runs = {o: look_up('run', o, runs) for o in run}
+        if not run and not Path(out).is_dir(): raise ValueError(f'--out {out}: no such folder. cifar_train makes it')
+        runs = {o.path.name: o for o in ([_find_run(o, out) for o in run] if run else find_runs(out))}
         table = runs_table(runs.values())
         if where:
             try: table = table.query(where)
@@ -441,11 +452,12 @@ def cifar_runs(
             differ = compare_recipes(*chosen)
             print('\n'+(differ.to_string() if len(differ) else 'the recipes are the same'))
         if plot:
+            _can_write('plot', plot)
             fig = plot_runs(chosen)
             fig.savefig(plot, dpi=120)
             plt.close(fig)
             print(f'\ncurves: {plot}')
-        if prune: _prune([o for o in prunable(out, keep) if o.path.name in table.index], yes)
+        if prune: _prune([o for o in prunable(out, keep) if o.path.resolve() in [c.path.resolve() for c in chosen]], yes)
     except (ValueError,OSError,RuntimeError) as e: _stop(f'cifar_runs: {error_text(e)}')
 
 def _prune(go, yes):

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli_predict.html.md"""
 
 # %% ../nbs/14_cli_predict.ipynb #ab18fa1e
 from __future__ import annotations
-import csv,io,json,sys
+import csv,io,json,os,sys
 from pathlib import Path
 from fastcore.script import call_parse,store_true
 from .predict import *
@@ -73,7 +73,9 @@ def cifar_predict(
         if bs<1: raise PredictError(f'--bs {bs}: expected at least 1')
         files = [f for o in image for f in image_files(o)]
         predictor = _predictor(model, cam)
-        if cam: Path(cam).mkdir(parents=True, exist_ok=True)
+        try:
+            if cam: Path(cam).mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise PredictError(f'--cam {cam}: cannot be written ({e.strerror}). Choose another folder') from None
         out,rows = csv.writer(sys.stdout, lineterminator='\n'),[]
         if format=='csv': out.writerow(['file','predicted',*predictor.classes])
         width = max(len(str(getattr(o, 'name', o) if hasattr(o, 'read') else o)) for o in files)
@@ -86,6 +88,10 @@ def cifar_predict(
                 else: rows.append(dict(file=nm, predicted=predictor.classes[best[0]], top={predictor.classes[o]: round(float(p[o]), 6) for o in best}))
                 if cam: _save_map(predictor, a, Path(cam), Path(nm).stem)
         if format=='json': print(json.dumps(rows, indent=1))
+        sys.stdout.flush()
+    except BrokenPipeError: # whoever reads has enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # nor shall Python complain at its end
+        raise SystemExit(1) from None
     except (ValueError,OSError,ImportError) as e: bad.append(str(e))
     except KeyboardInterrupt: bad.append('stopped')
     if bad:

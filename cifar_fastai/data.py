@@ -17,7 +17,8 @@ from fastai.data.external import fastai_path
 from fastdownload import FastDownload
 from fastprogress.fastprogress import progress_bar
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from PIL import ImageOps
+from safetensors.numpy import save as tensor_bytes
 
 # %% auto #0
 __all__ = ['cifar10_classes', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'find_images', 'Images', 'load_images',
@@ -31,8 +32,9 @@ def look_up(
 ): # `options[name]` of a dict, else `name`
     "What goes by a name. Raises `ValueError` with the nearest name there is"
     if name in options: return options[name] if isinstance(options, dict) else name
-    near = difflib.get_close_matches(str(name), list(options), n=1, cutoff=.4)
-    raise ValueError(f'{kind} {name!r}: ' + (f'did you mean {near[0]!r}? There are ' if near else 'expected one of ') + ', '.join(map(str, options)))
+    lower = {str(o).lower(): o for o in options}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=.4)
+    raise ValueError(f'{kind} {name!r}: ' + (f'did you mean {lower[near[0]]!r}? There are ' if near else 'expected one of ') + ', '.join(map(str, options)))
 
 # %% ../nbs/00_data.ipynb #0291b9c2
 class DataError(Exception):
@@ -42,12 +44,14 @@ def read_image(
     fn, # Path of an image file, or an image: PIL, or an array [H, W] or [H, W, C] of uint8
     size:int|None=None # Resize to `size` x `size` pixels; None leaves it as it is
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Open one image as 8-bit RGB. Raises `DataError` if it cannot be read"
+    "Open one image as 8-bit RGB: upright, on white where it is transparent, as `pixels` of 11_predict does. Raises `DataError` if it cannot be read"
     try:
         if isinstance(fn, Tensor): fn = fn.cpu().numpy()
-        im = Image.fromarray(fn) if isinstance(fn, np.ndarray) else fn if isinstance(fn, Image.Image) else Image.open(fn)
-        if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im)//257).clip(0,255).astype(np.uint8))
-        if im.mode in ('P','PA'): im = im.convert('RGBA')
+        im = ImageOps.exif_transpose(Image.fromarray(fn) if isinstance(fn, np.ndarray) else fn if isinstance(fn, Image.Image) else Image.open(fn))
+        if im.mode.startswith('I') or im.mode=='F': # more than 8 bits
+            a = np.asarray(im, float)
+            im = Image.fromarray((a/(257 if im.mode.startswith('I;16') or a.max()>255 else 1)).clip(0,255).round().astype(np.uint8))
+        if im.mode in ('RGBA','LA','PA') or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
         im = im.convert('RGB')
         if size and im.size!=(size,size): im = im.resize((size,size), Image.BILINEAR)
         return np.asarray(im)
@@ -181,8 +185,7 @@ def load_images(
         side = file.with_name(f'{file.name}.{os.getpid()}')
         try:
             file.parent.mkdir(exist_ok=True)
-            save_file(dict(pixels=pixels, moments=moments), side, dict(key=key, n_resized=str(n_resized)))
-            side.chmod(0o644)
+            side.write_bytes(tensor_bytes(dict(pixels=pixels, moments=moments), dict(key=key, n_resized=str(n_resized))))
             os.replace(side, file)
         except OSError as e:
             side.unlink(missing_ok=True)

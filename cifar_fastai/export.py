@@ -11,7 +11,7 @@ import safetensors.torch
 from fastai.vision.all import *
 import cifar_fastai
 from .data import look_up
-from .models import create_model,n_params
+from .models import create_model,models,n_params
 from .precision import half_precision
 from .gradcam import GradCAM
 from .recipe import Recipe
@@ -78,7 +78,8 @@ def save_model(
     if half:
         for p in model.parameters():
             if p.ndim>1: p.data = p.data.half()
-    data = safetensors.torch.save({k: v.contiguous() for k,v in model.state_dict().items()})
+    names,weights = {id(v): k for k,v in model.state_dict(keep_vars=True).items()}.values(),model.state_dict() # of what has several names, one
+    data = safetensors.torch.save({k: weights[k].contiguous() for k in names})
     info.update({k: v for k,v in dict(name=name, results=results, note=note).items() if v}, licence=licence, params=n_params(model), stored='fp16' if half else 'fp32',
                 format=_format, sha256=hashlib.sha256(data).hexdigest(), versions=dict(torch=torch.__version__, cifar_fastai=cifar_fastai.__version__))
     path.mkdir(parents=True, exist_ok=True)
@@ -102,11 +103,12 @@ def _find(path, runs):
     "The folder that is meant, and what it says of its model"
     folder = Path(path)
     if not folder.exists() and (Path(runs)/path/'run.json').is_file(): folder = Path(runs)/path
-    if not folder.exists() and folder.name==str(path): folder = _released/look_up('folder or released model', str(path), released_models())
+    if not folder.exists() and folder.name==str(path): folder = _released/look_up('run, folder or released model', str(path), [*sorted(o.parent.name for o in Path(runs).glob('[!.]*/run.json')),*released_models()])
     if (folder/'run.json').is_file():
         run = Run(folder)
         i,r = run.info,run.info.get('recipe')
-        if not r or not i.get('input'): raise ValueError(f'{folder}: its run.json does not say which network it is, or what it takes')
+        if not (folder/'model.safetensors').is_file(): raise ValueError(f'{folder}: no weights in it. They are written at the end of the first epoch')
+        if not isinstance(r, dict) or not i.get('input'): raise ValueError(f'{folder}: its run.json does not say which network it is, or what it takes')
         rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
         return folder,dict(name=run.path.resolve().name, model=r['model'], model_args=r['model_args'], **i['input'], data=i.get('data'), recipe=r, results=_last(rows[-1:], r['valid']))
     if not folder.is_dir(): raise ValueError(f'{path}: {"a file" if folder.is_file() else "no such folder"}. Give a folder that save_model wrote, a run, or one of {", ".join(released_models())}')
@@ -127,8 +129,8 @@ def load_model(
     data = file.read_bytes()
     if info.get('sha256',hashlib.sha256(data).hexdigest())!=hashlib.sha256(data).hexdigest(): raise ValueError(f'{file}: not the weights that config.json was written for, or a damaged file. Save the model again')
     try: model = create_model(info['model'], len(info['classes']), **info['model_args'])
-    except ValueError as e: raise ValueError(f'{folder}: {e}. An architecture of your own must be registered first, by register_model') from None
-    try: model.load_state_dict(safetensors.torch.load(data))
+    except ValueError as e: raise ValueError(f'{folder}: {e}'+'. An architecture of your own must be registered first, by register_model, in the process that loads it'*(info['model'] not in models)) from None
+    try: safetensors.torch.load_model(model, file)
     except (RuntimeError,safetensors.SafetensorError) as e: raise ValueError(f'{file}: these are not weights of {info["model"]} for {len(info["classes"])} classes ({str(e).strip().splitlines()[-1].strip()})') from None
     model.info = info
     return model.to(device).eval()
@@ -146,7 +148,8 @@ def saved_learner(
     dls = r.dls(images, **{**dict(stats=(i['mean'],i['std']), size=i['size']), **kwargs})
     if list(map(str, dls.vocab))!=i['classes']: raise ValueError(f'{images}: its classes are {", ".join(map(str, dls.vocab))}, and those of {i["name"]} are {", ".join(i["classes"])}')
     learn = r.learner(dls)
-    learn.model.load_state_dict(model.state_dict())
+    learn.model.to(dls.device).load_state_dict(model.state_dict())
+    if hasattr(learn, 'whiten'): learn.whiten.done = True # the weights have their whitening
     return learn
 
 # %% ../nbs/12_export.ipynb #68753b57
@@ -233,6 +236,7 @@ def to_onnx(
 ) -> Path: # The file
     "Write the model as one ONNX file (opset 18) that takes uint8 pixels [N, H, W, 3] of any number and size. Before it takes its name, it is checked by onnx, and in onnxruntime against torch. Raises `ValueError` if they differ, or for a model that ONNX has no form of; the model stays as it is"
     onnx,ort,_ = _onnx('to_onnx', 'onnx', 'onnxruntime', 'onnxscript')
+    if Path(path).is_dir(): raise ValueError(f'to_onnx: {path} is a folder. Give a file in it, such as {Path(path)/"model.onnx"}')
     path,net,tolerance = Path(path),PixelModel(learn, logits).to(memory_format=torch.contiguous_format),tolerance if tolerance is not None else 2e-2 if half else 1e-4
     if isinstance(learn, Learner): # real images, where there are some
         with no_random(): x = learn.dls.valid.new(shuffle=False, bs=min(7, len(learn.dls.valid_ds))).one_batch()[0].as_subclass(Tensor).cpu().float()
@@ -282,10 +286,12 @@ def quantise_onnx(
     from onnxruntime.quantization import CalibrationDataReader,QuantFormat,QuantType,quantize_static
     predictor = Predictor(path)
     if not len(images): raise ValueError('quantise_onnx: no images for the ranges of the activations')
+    same_size = [list(o) for _,o in itertools.groupby(sorted(map(pixels, images), key=np.shape), np.shape)]
     class Images(CalibrationDataReader):
-        def __init__(self): self.batches = iter(_batches(images, bs))
-        def get_next(self): return next(({'pixels': o} for o in self.batches), None)
+        def __init__(self): self.batches = ({'pixels': np.stack(some[i:i+bs])} for some in same_size for i in range(0, len(some), bs))
+        def get_next(self): return next(self.batches, None)
     out = Path(out)
+    if out.is_dir(): raise ValueError(f'quantise_onnx: {out} is a folder. Give a file in it, such as {out/"model_int8.onnx"}')
     out.parent.mkdir(parents=True, exist_ok=True)
     with _side(out) as side,warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -297,12 +303,6 @@ def quantise_onnx(
         onnx.save(model, side)
     return out
 
-def _batches(images, bs):
-    "Pixels in batches of one size"
-    for i in range(0, len(images), bs):
-        some = images[i:i+bs]
-        yield some if isinstance(some, np.ndarray) else np.stack([pixels(o) for o in some])
-
 # %% ../nbs/12_export.ipynb #ff00d516
 def compare_predictors(
     predictors:dict, # Name -> `Predictor`; the first is what the others are compared with
@@ -313,13 +313,14 @@ def compare_predictors(
     tta:bool=False # Test-time augmentation: six views of each image
 ) -> pd.DataFrame: # A row for each: share right, share of predictions as the first's, largest difference of a probability, images/s (median of the rounds), MB
     "Accuracy, agreement, speed and size of several forms of a model"
-    batches,probs,rates = list(_batches(images, bs)),{},{k: [] for k in predictors}
-    n = sum(map(len, batches))
+    if not isinstance(images, np.ndarray): images = [pixels(o) for o in images] # what opening them takes, is not measured
+    if len({o.shape for o in images})==1: images = np.stack(images)
+    probs,rates = {},{k: [] for k in predictors}
     for i in range(rounds+1):
         for k,p in predictors.items():
             start = time.perf_counter()
-            out = np.concatenate([p(o, tta, bs) for o in batches])
-            if i: rates[k].append(n/(time.perf_counter()-start))
+            out = p(images, tta, bs)
+            if i: rates[k].append(len(images)/(time.perf_counter()-start))
             else: probs[k] = out # the first time warms up
     first = next(iter(probs.values()))
     rows = {}

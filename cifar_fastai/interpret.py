@@ -14,6 +14,7 @@ from scipy.special import softmax
 from torchvision.io import decode_jpeg,encode_jpeg
 from torchvision.transforms.functional import gaussian_blur
 from .data import *
+from .data import _img_exts
 from .models import n_params
 from .recipe import plot_history,_colours
 from .gradcam import *
@@ -55,7 +56,7 @@ def folder_dl(
     "All images of a folder. They have labels if they lie in folders named after the classes"
     path,vocab = Path(path),set(map(str, learn.dls.vocab))
     if not path.is_dir(): raise DataError(f'{path}: no such folder')
-    files = sorted(get_files(path, image_extensions|{'.webp'}))
+    files = sorted(get_files(path, _img_exts))
     if not files: raise DataError(f'{path}: no images in it')
     labelled = [f.parent!=path and f.parent.name in vocab for f in files]
     if any(labelled) and not all(labelled):
@@ -447,14 +448,14 @@ def _learner(who, learn):
 def robustness(
     learn:Learner, # A trained learner; a table that this function gave comes back as it is
     dl=None, # Labelled images: a loader or a folder; None is the validation part
-    kinds=None, # Names in `corruptions`; None takes all
+    kinds=None, # A name in `corruptions`, or several; None takes all
     n:int|None=None, # Number of images, spread evenly over `dl`; None takes all
     seed:int=0 # Of noise and places
 ) -> pd.DataFrame: # A row for each corruption, a column for each severity; column 0 is the accuracy on clean images
     "Accuracy on corrupted images (after Hendrycks and Dietterich, 2019)"
     if isinstance(learn, pd.DataFrame): return learn
     _learner('robustness', learn)
-    dl,kinds = _loader(learn, dl),list(kinds or corruptions)
+    dl,kinds = _loader(learn, dl),[kinds] if isinstance(kinds, str) else list(kinds or corruptions)
     for k in kinds: look_up('corruption', k, corruptions)
     if not _has_labels(dl): raise ValueError('robustness: these images have no labels, so there is no accuracy')
     items = dl.dataset.items

@@ -109,7 +109,8 @@ class Predictor:
         k:int=3, # Number of classes
         tta:bool=False # Test-time augmentation: six views of the image
     ) -> list: # (class, probability), the likeliest first
-        "The likeliest classes of an image"
+        "The likeliest classes of an image. Raises `ValueError` for less than one"
+        if k<1: raise ValueError(f'top: k={k}, expected at least 1')
         p = self(image, tta)
         return [(self.classes[i],float(p[i])) for i in p.argsort()[::-1][:k]]
 
