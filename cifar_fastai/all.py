@@ -12,4 +12,5 @@ from .gradcam import *
 from .interpret import *
 from .checkpoint import *
 from .run import *
+from .predict import Predictor
 from .export import *

@@ -140,7 +140,7 @@ class BareLoop:
         if self.dtype: self.model.to(memory_format=torch.channels_last)
         for cb in [SideBySide()]*(self.dtype is not None and self.device.type=='cpu')+[Whiten(recipe.whiten)]*(recipe.whiten is not None):
             cb.learn = SimpleNamespace(model=self.model, dls=dls)
-            getattr(cb, 'before_fit', cb.before_train)()
+            (cb.before_train if isinstance(cb, Whiten) else cb.before_fit)()
         self.n_whiten = (recipe.whiten or 0)*len(dls.train) # steps in which the bias of a whitening layer is trained
         self.penalty = L1Penalty(recipe.l1, recipe.l1_form).penalty if recipe.l1 else noop
 

@@ -319,6 +319,7 @@ class Checkpoints(Callback):
         rec = self.learn.recorder
         row = dict(zip((o if o.startswith(('train_','valid_')) else f'valid_{o}' for o in rec.metric_names[1:]), rec.values[-1] if rec.values else []))
         if rows := getattr(getattr(self, 'history', None), 'rows', []): row.update(rows[-1])
+        if self.monitor and self.monitor not in row and row and self.epoch==0: warnings.warn(f'Checkpoints: no monitor {self.monitor!r}, so no best one is kept; there are {", ".join(row)}')
         value = row.get(self.monitor)
         return float(value) if isinstance(value, Number) and math.isfinite(value) else None
 

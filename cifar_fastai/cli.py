@@ -33,10 +33,10 @@ def data_path(
     data:str # 'cifar10', 'digits', or a folder with `train/<class>/` and `test/<class>/`
 ) -> Path:
     "The folder of images that a command's `--data` means. Raises `ValueError` for a mere name that is none"
-    sets,path = dict(cifar10=get_cifar10, digits=get_digits),Path(data)
-    if data in sets: return sets[data]()
+    path = Path(data)
+    if data in data_sets: return data_sets[data]()
     if path.is_dir() or len(path.parts)>1: return path # what is wrong with it, `find_images` says
-    try: look_up('--data', data, sets)
+    try: look_up('--data', data, data_sets)
     except ValueError as e: raise ValueError(f'{e}, or a folder, and there is none of this name') from None
 
 class EpochTable(Callback):
@@ -96,6 +96,7 @@ def _recipe(name, **changes):
 # %% ../nbs/14_cli.ipynb #76f69092
 def _with_lr(r, lr):
     s = r.schedule
+    if not hasattr(s, 'lr_max' if isinstance(s, OneCycle) else 'lr'): raise ValueError(f'--lr: the schedule {type(s).__name__} of {r.name} has no rate named lr that could be set')
     if isinstance(s, Interp): s = replace(s, lr=tuple(o*lr/max(s.lr) for o in s.lr))
     elif isinstance(s, Plateau): s = replace(s, lr=lr, lr_min=s.lr_min*lr/s.lr)
     else: s = replace(s, **{'lr_max' if isinstance(s, OneCycle) else 'lr': lr})
@@ -216,6 +217,18 @@ def cifar_bench(
         done.append(row)
         print(f"{row['learner']}, seed {row['seed']}: {row['accuracy']:.2%}" + ('' if math.isnan(row['accuracy_tta']) else f", {row['accuracy_tta']:.2%} with TTA") + f", in {row['seconds']:.1f} s", flush=True)
     def first(*values): return next(o for o in values if o is not None)
+    def finish(rows, curves, speeds=None, share=None):
+        try:
+            if csv: save_bench(csv, bench_table(speeds, rows, share), r, path, device, steps, note=', '.join(['quick']*quick+[f'{num_distrib()} processes']*(num_distrib()>1)))
+            if rows is None: return
+            print('\n'+bench_table(rows=rows).drop(columns='ratio').round(4).to_string())
+            ax = plot_times(curves)
+            ax.set_title(f'{r.name} on {device_name(device)}')
+            ax.figure.savefig(plot, dpi=120)
+            plt.close(ax.figure)
+            print(f'\naccuracy over time: {plot}')
+        except (ValueError,OSError) as e: _stop(f'cifar_bench: measured, but not written: {error_text(e)}')
+    _hush()
     try:
         n,steps,warmup = first(n, 2 if quick else 3),first(steps, 3 if quick else 6),first(warmup, 1 if quick else 2)
         if n<1: raise ValueError(f'--n {n}: expected at least 1')
@@ -228,6 +241,10 @@ def cifar_bench(
         path = data_path(data or ('digits' if quick else 'cifar10'))
         others = {o: airbench_training(path) for o in trained}
         device = str(torch.device(device or default_device()))
+        if num_distrib()>1: # the trainings are spread over the processes; speeds side by side are for one
+            if speed_only: raise ValueError('--speed-only measures one device: start it without torchrun')
+            rows,curves = repeats(r, path, n, device, not no_tta, others, report=report)
+            return None if rank_distrib() else finish(rows, curves)
         speeds = compare_speed(speed_peers(r, path, turns, device), rounds, steps, warmup)
         dls = r.dls(path, device='cpu')
         peak,flops = matmul_peak(device, r.precision(device)),training_flops(create_model(r.model, dls.c, **r.model_args), dls.one_batch()[0].shape[-1])
@@ -243,17 +260,7 @@ def cifar_bench(
             rows,curves = repeats(r, path, n, device, not no_tta, others, report=report)
     except (DataError,ValueError,OSError,LostTraining) as e: _stop(f'cifar_bench: {error_text(e)}')
     except KeyboardInterrupt: _stop(f'\nStopped. Trainings that were whole: {len(done)}', 130)
-    table = bench_table(speeds, rows, flops/peak)
-    try:
-        if csv: save_bench(csv, table, r, path, device, steps, note='quick' if quick else '')
-        if rows is not None:
-            print('\n'+bench_table(rows=rows).drop(columns='ratio').round(4).to_string())
-            ax = plot_times(curves)
-            ax.set_title(f'{r.name} on {device_name(device)}')
-            ax.figure.savefig(plot, dpi=120)
-            plt.close(ax.figure)
-            print(f'\naccuracy over time: {plot}')
-    except (ValueError,OSError) as e: _stop(f'cifar_bench: measured, but not written: {error_text(e)}')
+    finish(rows, curves, speeds, flops/peak)
 
 # %% ../nbs/14_cli.ipynb #e6974bbf
 def _find_run(run, root='runs'):
@@ -415,7 +422,7 @@ def cifar_resume(
             try: then = float(then)
             except ValueError: raise ValueError(f'--then {then}: expected whole, last or a learning rate') from None
         run = _find_run(run)
-        if (net := (run.info.get('recipe') or {}).get('model')) not in models: raise ValueError(f'{run.path}: there is no model {net!r} here. Register it first, by register_model, in the process that goes on: from Python, call resume')
+        if (net := (run.info.get('recipe') or {}).get('model')) not in architectures: raise ValueError(f'{run.path}: there is no model {net!r} here. Register it first, by register_model, in the process that goes on: from Python, call resume')
         resume(run, epochs, then, checkpoint or True, lr_scale, data and data_path(data), EpochTable(), begin, **({'device':device} if device else {}))
     except (DataError,ValueError,OSError,RuntimeError) as e: _stop(f'cifar_resume: {error_text(e)}', 1, None if isinstance(run, str) else run)
     except KeyboardInterrupt as e: _stop(f'\n{(str(e) or "stopped").replace("stopped", "Stopped", 1)}'+('' if isinstance(run, str) else f'\nTo go on: {run.resume_command}'), 130)

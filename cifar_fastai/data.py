@@ -21,8 +21,8 @@ from PIL import ImageOps
 from safetensors.numpy import save as tensor_bytes
 
 # %% auto #0
-__all__ = ['cifar10_classes', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'find_images', 'Images', 'load_images',
-           'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
+__all__ = ['cifar10_classes', 'data_sets', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'find_images', 'Images',
+           'load_images', 'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/00_data.ipynb #43133c0b
 def look_up(
@@ -323,3 +323,6 @@ def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*
         with whole_folder(path) as side:
             if side: _write_digits(side)
     return path
+
+# %% ../nbs/00_data.ipynb #c325c9c5
+data_sets = dict(cifar10=get_cifar10, digits=get_digits) # data sets by the name that commands know: functions that give the folder

@@ -11,7 +11,7 @@ import safetensors.torch
 from fastai.vision.all import *
 import cifar_fastai
 from .data import look_up
-from .models import create_model,models,n_params
+from .models import create_model,architectures,n_params
 from .precision import half_precision
 from .gradcam import GradCAM
 from .recipe import Recipe
@@ -129,7 +129,7 @@ def load_model(
     data = file.read_bytes()
     if info.get('sha256',hashlib.sha256(data).hexdigest())!=hashlib.sha256(data).hexdigest(): raise ValueError(f'{file}: not the weights that config.json was written for, or a damaged file. Save the model again')
     try: model = create_model(info['model'], len(info['classes']), **info['model_args'])
-    except ValueError as e: raise ValueError(f'{folder}: {e}'+'. An architecture of your own must be registered first, by register_model, in the process that loads it'*(info['model'] not in models)) from None
+    except ValueError as e: raise ValueError(f'{folder}: {e}'+'. An architecture of your own must be registered first, by register_model, in the process that loads it'*(info['model'] not in architectures)) from None
     try: safetensors.torch.load_model(model, file)
     except (RuntimeError,safetensors.SafetensorError) as e: raise ValueError(f'{file}: these are not weights of {info["model"]} for {len(info["classes"])} classes ({str(e).strip().splitlines()[-1].strip()})') from None
     model.info = info

@@ -11,25 +11,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from .data import look_up
 
 # %% auto #0
-__all__ = ['models', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'resnet18', 'ChannelAttention',
+__all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'resnet18', 'ChannelAttention',
            'GlobalAvgPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet', 'whitening_filters',
            'identity_init', 'BiasNorm', 'ConvGroup', 'speednet', 'set_whitening', 'ModelSummary', 'model_summary']
 
 # %% ../nbs/03_models.ipynb #88bce8d5
-models = {} # the models by name
+architectures = {} # the models by name
 
 def register_model(f):
-    "Decorator: keep the model function `f` in `models` under its name"
-    models[f.__name__] = f
+    "Decorator: keep the model function `f` in `architectures` under its name"
+    architectures[f.__name__] = f
     return f
 
 def create_model(
-    name:str, # Name of the architecture in `models`
+    name:str, # Name of the architecture in `architectures`
     n_out:int=10, # Number of classes
     **kwargs # Further arguments of the architecture
 ) -> nn.Module:
     "A model by name. Raises `ValueError` for an unknown name, with the nearest there is, and for an argument that the architecture does not have"
-    f = look_up('model', name, models)
+    f = look_up('model', name, architectures)
     known = inspect.signature(f).parameters
     takes_all = any(p.kind==p.VAR_KEYWORD for p in known.values())
     if not takes_all and (unknown := [k for k in kwargs if k not in known]):

@@ -50,6 +50,8 @@ class History(Callback):
         for part,sums in self._totals().items():
             loss,right,n = sums.tolist()
             row[f'{part}_loss'],row[f'{part}_accuracy'] = loss/n,right/n
+        for nm,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1]): # metrics of one's own
+            if isinstance(v, Number): row.setdefault(nm if nm.startswith(('train_','valid_')) else f'valid_{nm}', v)
         if hasattr(self.learn, 'l1_penalty'): row['l1_penalty'] = self.learn.l1_penalty.value.item()
         row['train_seconds'],row['seconds'] = self._train_seconds,time.perf_counter()-self._start
         self.rows.append(row)
@@ -230,7 +232,7 @@ class ProgressiveResize(Callback):
 class Recipe:
     "All that a training depends on but the images"
     name:str # Its name
-    model:str='davidnet' # Name of the architecture in `models`
+    model:str='davidnet' # Name of the architecture in `architectures`
     model_args:dict = field(default_factory=dict) # Its arguments, but for the number of classes
     policy:Policy=Policy() # Augmentation of the train part
     epochs:int=24 # Number of epochs
@@ -258,7 +260,7 @@ class Recipe:
     def __post_init__(self):
         def check(ok, nm, want):
             if not ok: raise ValueError(f'Recipe: {nm}={getattr(self,nm)!r}, expected {want}')
-        look_up('model', self.model, models)
+        look_up('model', self.model, architectures)
         for nm in ('epochs','bs'): check(isinstance(getattr(self,nm), int) and getattr(self,nm)>=1, nm, 'at least 1, a whole number')
         check(isinstance(self.seed, int) and self.seed>=0, 'seed', 'a whole number, 0 or more')
         for nm in ('l1','wd'): check(isinstance(getattr(self,nm), Number) and getattr(self,nm)>=0, nm, '0 or more')
@@ -294,7 +296,8 @@ class Recipe:
         def same(o): return tuple(map(same, o)) if isinstance(o, list) else o
         try:
             schedule = {k: same(v) for k,v in d['schedule'].items()}
-            return cls(**{**{k: same(v) for k,v in d.items()}, 'schedule': schedules[schedule.pop('kind')](**schedule), 'policy': Policy(**{k: same(v) for k,v in d['policy'].items()})})
+            kind = look_up('schedule', schedule.pop('kind'), schedules)
+            return cls(**{**{k: same(v) for k,v in d.items()}, 'schedule': kind(**schedule), 'policy': Policy(**{k: same(v) for k,v in d['policy'].items()})})
         except (TypeError,KeyError) as e: raise ValueError(f'Recipe: this is none, or one of another version of the library: {e}') from None
 
     def precision(self, device) -> str: # 'fp16', 'bf16' or 'fp32'
