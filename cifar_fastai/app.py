@@ -19,13 +19,12 @@ from .export import load_predictor,model_card,released_models
 from .cli import _stop
 
 # %% auto #0
-__all__ = ['page_methods', 'read_upload', 'map_layers', 'explain', 'sample_files', 'answer_html', 'card_text', 'page_app',
-           'cifar_app']
+__all__ = ['explain', 'page_app', 'cifar_app']
 
 # %% ../nbs/15_app.ipynb #6abe6ff5
 _formats,_most_pixels,_large = ('PNG','JPEG','GIF','WEBP','BMP','TIFF','PPM'),25_000_000,1024
 
-def read_upload(
+def _read_upload(
     path, # Image file
     max_mb:float=10., # Largest file, in MB
     max_pixels:int=_most_pixels # Most pixels of its picture. Unpacked they take 3 to 20 bytes each
@@ -49,9 +48,9 @@ def read_upload(
     return res,note
 
 # %% ../nbs/15_app.ipynb #d1720cb0
-page_methods = [k for k,f in cam_methods.items() if 'rerun' not in inspect.signature(f).parameters] # names of the methods that ask the network once
+_page_methods = [k for k,f in cam_methods.items() if 'rerun' not in inspect.signature(f).parameters] # names of the methods that ask the network once
 
-def map_layers(
+def _map_layers(
     predictor # `Predictor` or `TorchPredictor`
 ) -> list: # 'last', and the names of the model's own stages, four at most; [] for a model without maps
     "The layers of a predictor that give a map"
@@ -64,17 +63,17 @@ def map_layers(
 def explain(
     predictor, # `Predictor` or `TorchPredictor`
     image, # As for `pixels`
-    layer:str='last', # As `map_layers` names it
+    layer:str='last', # As `_map_layers` names it
     method:str='gradcam', # As for `GradCAM`
     target:str|None=None, # Class that the map is for; None is the predicted one
     tta:bool=False, # Probabilities of six views of the image?
     k:int=5, # Number of classes
-    layers:list|None=None # What `map_layers` gave; None asks it
+    layers:list|None=None # What `_map_layers` gave; None asks it
 ) -> dict: # `top`, {class: probability}, the likeliest first; `target`; and pictures enlarged for the eye: `picture`, `map` and `overlay`, the last two None for a model without maps
     "What a model says of an image, and where it looks. Raises `ValueError` for a layer, method or class that there is not"
     image = pixels(image)
     top = dict(predictor.top(image, k, tta))
-    layers,size = map_layers(predictor) if layers is None else layers,predictor.size
+    layers,size = _map_layers(predictor) if layers is None else layers,predictor.size
     target = next(iter(top)) if target is None else look_up('class', target, predictor.classes)
     side = size*max(1, 256//size)
     small = image if image.shape[:2]==(size,size) else np.asarray(Image.fromarray(image).resize((size,size), Image.BILINEAR)) # as the network sees it
@@ -87,7 +86,7 @@ def explain(
     return res
 
 # %% ../nbs/15_app.ipynb #f50360d6
-def sample_files(
+def _sample_files(
     classes, # Names of a model's classes
     n:int=10 # Number of files, at most
 ) -> list: # Image files, of one class after the other; [] where there are none that fit
@@ -128,10 +127,10 @@ def _card(name, p, res, layer, method, notes):
 
 def _wrong(msg): return f'<div class="cf-wrong" role="alert">{_say(msg)}</div>'
 
-def answer_html(
+def _answer_html(
     predictors:dict, # Name -> `Predictor` or `TorchPredictor`, all of which answer
     path, # Image file that somebody sent, or None
-    layer:str='last', # As `map_layers` names it; a model without it shows its last one, and says so
+    layer:str='last', # As `_map_layers` names it; a model without it shows its last one, and says so
     method:str='gradcam', # As for `GradCAM`
     target:str|None=None, # Class that the maps are for; None is the predicted one, as it is for a model without that class
     tta:bool=False, # Probabilities of six views of the image?
@@ -141,8 +140,8 @@ def answer_html(
     if not path: return '<div class="cf-hint">Drop an image, or pick one.</div>'
     if not predictors: return '<div class="cf-hint">Choose a model.</div>'
     try:
-        image,note = read_upload(path, max_mb)
-        cards,layers = [],{k: map_layers(p) for k,p in predictors.items()}
+        image,note = _read_upload(path, max_mb)
+        cards,layers = [],{k: _map_layers(p) for k,p in predictors.items()}
         for k,p in predictors.items():
             there,notes = layers[k],[note] if note else []
             here,c = layer if layer in there or not there else 'last',target if target in p.classes else None
@@ -157,7 +156,7 @@ def answer_html(
     return f'<div class="cf">{"".join(cards)}</div>{legend}'
 
 # %% ../nbs/15_app.ipynb #fe149322
-def card_text(
+def _card_text(
     predictor # `Predictor` or `TorchPredictor`
 ) -> str: # Markdown
     "The model card of a predictor, or what its file says where there is no more"
@@ -219,17 +218,17 @@ def page_app(
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     def union(lists): return list(dict.fromkeys(o for each in lists for o in each))
-    names,layers,classes = list(predictors),union(map(map_layers, predictors.values())),union(p.classes for p in predictors.values())
-    samples,one,predicted = next(filter(None, (sample_files(p.classes) for p in predictors.values())), []),threading.Lock(),'the predicted class'
+    names,layers,classes = list(predictors),union(map(_map_layers, predictors.values())),union(p.classes for p in predictors.values())
+    samples,one,predicted = next(filter(None, (_sample_files(p.classes) for p in predictors.values())), []),threading.Lock(),'the predicted class'
     def answer(image, models, layer, method, target, tta):
-        with one: return answer_html({k: predictors[k] for k in names if k in models}, image, layer or 'last', method or 'gradcam', None if target in (None,predicted) else target, tta, max_mb)
+        with one: return _answer_html({k: predictors[k] for k in names if k in models}, image, layer or 'last', method or 'gradcam', None if target in (None,predicted) else target, tta, max_mb)
     title = 'cifar_fastai: '+', '.join(names)
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(600,3600)) as blocks:
         gr.Markdown('# What is it, and where does the network look?')
         with gr.Row(elem_id='cf-main'):
             with gr.Column(elem_id='cf-send'):
                 image = gr.Image(type='filepath', format='png', sources=['upload','clipboard'], label='Image', height=250, elem_id='cf-image', buttons=[])
-                image.preprocess = lambda o: o and o.path # the file itself: what it is, `read_upload` finds out
+                image.preprocess = lambda o: o and o.path # the file itself: what it is, `_read_upload` finds out
                 moved = image.async_move_resource_to_block_cache
                 async def local(path):
                     if '://' in str(path): raise gr.Error('An address is not fetched. Send the image itself', print_exception=False)
@@ -238,16 +237,16 @@ def page_app(
                 if samples:
                     some = gr.Dataset(components=[gr.Image(visible=False, format='png')], samples=[[str(o)] for o in samples], type='index', label='Or one of these', elem_id='cf-samples')
                     some.click(lambda i: np.asarray(Image.open(samples[i])), some, image, api_visibility='private', queue=False)
-            with gr.Column(elem_id='cf-answer'): out = gr.HTML(answer_html({}, None), padding=False)
+            with gr.Column(elem_id='cf-answer'): out = gr.HTML(_answer_html({}, None), padding=False)
             with gr.Column(elem_id='cf-ask'):
                 models = gr.CheckboxGroup(names, value=names, label='Models', visible=len(names)>1)
                 with gr.Row():
                     layer = gr.Dropdown(layers or ['last'], value='last', label='Map of layer', visible=bool(layers), min_width=120)
-                    method = gr.Dropdown(page_methods, value='gradcam', label='Method', visible=bool(layers), min_width=120)
+                    method = gr.Dropdown(_page_methods, value='gradcam', label='Method', visible=bool(layers), min_width=120)
                 target = gr.Dropdown([predicted,*classes], value=predicted, label='Map for', visible=bool(layers))
                 tta = gr.Checkbox(False, label='Six views of the image (test-time augmentation)')
         for k,p in predictors.items():
-            with gr.Accordion(f'About {k}', open=False): gr.Markdown(card_text(p))
+            with gr.Accordion(f'About {k}', open=False): gr.Markdown(_card_text(p))
         inputs = [image,models,layer,method,target,tta]
         gr.on([o.change for o in inputs], answer, inputs, out, api_name='explain', trigger_mode='always_last', concurrency_limit=1, show_progress='minimal')
     blocks.queue(max_size=queue, api_open=False)

@@ -11,8 +11,8 @@ from dataclasses import dataclass,fields,replace
 from fastai.vision.all import *
 
 # %% auto #0
-__all__ = ['cifar_mean', 'cifar_std', 'augment_ops', 'policies', 'Policy', 'derive_seed', 'shift_pixels', 'affine', 'pixel_coin',
-           'augment_batch', 'BatchAugment', 'ItemAugment']
+__all__ = ['cifar_mean', 'cifar_std', 'augment_ops', 'policies', 'Policy', 'derive_seed', 'affine', 'augment_batch',
+           'ItemAugment']
 
 # %% ../nbs/01_augment.ipynb #f35fe794
 cifar_mean,cifar_std = (0.4914,0.4822,0.4465),(0.2470,0.2435,0.2616)
@@ -98,7 +98,7 @@ def _reflect(i, n):
     return torch.where(i<n, i, 2*n-2-i)
 
 # %% ../nbs/01_augment.ipynb #a344da9a
-def shift_pixels(
+def _shift_pixels(
     x:Tensor, # Batch [N, C, H, W]
     dy:Tensor, # Rows [N], whole numbers: the image moves up by so many
     dx:Tensor, # Columns [N], likewise: to the left
@@ -116,7 +116,7 @@ def shift_pixels(
 
 def _crop_batch(p, x, fill, draw):
     if not p.pad: return x
-    return shift_pixels(x, draw.integer(-p.pad,p.pad), draw.integer(-p.pad,p.pad), fill if p.pad_mode=='constant' else None)
+    return _shift_pixels(x, draw.integer(-p.pad,p.pad), draw.integer(-p.pad,p.pad), fill if p.pad_mode=='constant' else None)
 
 def _crop_item(p, fill, size):
     import albumentations as A, cv2
@@ -156,7 +156,7 @@ def _affine_item(p, fill, size):
                      rotate=(-p.rotate,p.rotate), interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101, p=p.affine_p)]
 
 # %% ../nbs/01_augment.ipynb #c609a4e1
-def pixel_coin(
+def _pixel_coin(
     x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1
     seed:int=0 # Another seed tosses again
 ) -> Tensor: # bool [N]
@@ -212,12 +212,12 @@ def augment_batch(
     if policy.hole>min(x.shape[-2:]): raise ValueError(f'Policy: hole={policy.hole} does not fit into images of {x.shape[-2]}x{x.shape[-1]} pixels')
     draw,fill = _Draw(len(x), x.device, g),torch.tensor(policy.fill(mean,std), device=x.device)[None,:,None,None]
     fill = fill.to(x.dtype) if x.dtype==torch.uint8 else fill.to(x.dtype)/255
-    if policy.alternate: x = _where(pixel_coin(x,seed)^bool(epoch%2), x.flip(-1), x)
+    if policy.alternate: x = _where(_pixel_coin(x,seed)^bool(epoch%2), x.flip(-1), x)
     for op in policy.order: x = augment_ops[op][1](policy, x, fill, draw)
     return x.as_subclass(kind)
 
 # %% ../nbs/01_augment.ipynb #d1b398c0
-class BatchAugment(Transform):
+class _BatchAugment(Transform):
     "`augment_batch` as a fastai batch transform: its chance is a function of `seed`, the process's rank and the epoch"
     split_idx,order = 0,9 # before `IntToFloatTensor`
     def __init__(self,
@@ -244,7 +244,7 @@ def batch_tfms(self:Policy,
     seed:int=0 # The same seed repeats
 ) -> list: # fastai batch transforms, empty if there is nothing to do
     "This policy by the batch engine"
-    return [] if self==Policy() else [BatchAugment(self, mean, std, seed)]
+    return [] if self==Policy() else [_BatchAugment(self, mean, std, seed)]
 
 # %% ../nbs/01_augment.ipynb #4f0fcf6c
 class ItemAugment(Transform):
@@ -279,7 +279,7 @@ class ItemAugment(Transform):
             self.composed[size] = self._compose(size)
             self.composed[size].set_random_state(*self.rngs)
         if self.policy.alternate:
-            coin = pixel_coin(torch.from_numpy(a.copy()).permute(2,0,1)[None], self.seed).item()
+            coin = _pixel_coin(torch.from_numpy(a.copy()).permute(2,0,1)[None], self.seed).item()
             if coin^bool(self.epoch%2): a = np.ascontiguousarray(a[:,::-1])
         return type(img)(Image.fromarray(self.composed[size](image=a)['image']))
 

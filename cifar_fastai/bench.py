@@ -25,10 +25,9 @@ from .interpret import *
 from .run import *
 
 # %% auto #0
-__all__ = ['bench_columns', 'Throughput', 'images_per_second', 'compare_speed', 'mean_interval', 'BareLoop', 'stock_learner',
-           'speed_peers', 'learner_overhead', 'matmul_peak', 'training_flops', 'PeakMemory', 'TrainingClock',
-           'accuracy_of', 'time_training', 'repeats', 'plot_times', 'airbench_table', 'airbench_training',
-           'loading_speed', 'compare_engines', 'seconds_of', 'cost_growth', 'growth_exponent', 'plot_growth',
+__all__ = ['bench_columns', 'images_per_second', 'compare_speed', 'mean_interval', 'BareLoop', 'speed_peers', 'learner_overhead',
+           'matmul_peak', 'training_flops', 'PeakMemory', 'accuracy_of', 'time_training', 'repeats', 'plot_times',
+           'airbench_training', 'compare_engines', 'seconds_of', 'cost_growth', 'growth_exponent', 'plot_growth',
            'one_step', 'one_epoch', 'import_cost', 'check_columns', 'write_row', 'bench_table', 'save_bench',
            'save_results']
 
@@ -42,7 +41,7 @@ def _check_steps(steps, warmup, least=0):
     if steps<1: raise ValueError(f'steps={steps}: expected at least 1')
     if warmup<least: raise ValueError(f'warmup={warmup}: ' + ('at least one step must pass before the clock starts' if least else 'expected 0 or more'))
 
-class Throughput(Callback):
+class _Throughput(Callback):
     "Images per second in training, from the end of step `warmup` to the end of step `warmup+steps`, where it stops the fit; skips validation"
     order = 100
     def __init__(self,
@@ -72,7 +71,7 @@ def images_per_second(
     recipe:Recipe|None=None # Train by its schedule, at a millionth of its rates: turns must not lead anywhere. None is fastai's `fit`
 ) -> float:
     "Training throughput of a learner: loading, augmentation, forward, backward and step"
-    cb,k = Throughput(steps, warmup),len(learn.dls.train)
+    cb,k = _Throughput(steps, warmup),len(learn.dls.train)
     n = math.ceil((warmup+steps)/k)
     schedule = [ScheduleLR(recipe.but(epochs=n).lrs(k)*_idle, recipe.schedule.moms(n, k))] if recipe else []
     with learn.no_bar(),learn.no_logging(): learn.fit(n, cbs=[cb,*schedule])
@@ -184,7 +183,7 @@ class BareLoop:
         finally: keep.after_fit()
 
 # %% ../nbs/13_bench.ipynb #313ce107
-def stock_learner(
+def _stock_learner(
     recipe:Recipe, # Network, batch size and augmentation
     path, # Folder of images
     device=None # None is fastai's default
@@ -203,7 +202,7 @@ def speed_peers(
 ) -> dict: # For `compare_speed`
     "The recipe's learner, `cifar_fastai`, and its peers, all of them on whole images. Raises `ValueError` for an unknown peer, with the nearest name"
     recipe = recipe.but(small=None)
-    makers = dict(stock_fastai=lambda: stock_learner(recipe, path, device),
+    makers = dict(stock_fastai=lambda: _stock_learner(recipe, path, device),
                   bare_pytorch=lambda: BareLoop(recipe, recipe.dls(path, device=device)).images_per_second,
                   cifar_fastai=lambda: partial(images_per_second, recipe.learner(recipe.dls(path, device=device)), recipe=recipe))
     return {k: look_up('peer', k, makers) for k in dict.fromkeys([*peers,'cifar_fastai'])}
@@ -280,7 +279,7 @@ class PeakMemory:
     def __exit__(self, *args): self.mb = torch.cuda.max_memory_allocated(self.device)/2**20 if self.device.type=='cuda' else _peak_rss()
 
 # %% ../nbs/13_bench.ipynb #73d3e524
-class TrainingClock(Callback):
+class _TrainingClock(Callback):
     "Seconds of training, synchronised with the device: from `start` on, but for the time from the end of an epoch's training to the start of the next. `points` has (seconds, accuracy) of each epoch"
     order = 100 # after all that belongs to an epoch
     def __init__(self,
@@ -326,7 +325,7 @@ def time_training(
     seed:int|None=None, # None is the recipe's
     device=None, # None is fastai's default
     tta:bool|float=True, # Test-time augmentation: True for the recipe's, False, or only below this probability
-    make=None, # Function of recipe, path and device that makes the learner, such as `stock_learner`; None is the recipe's own
+    make=None, # Function of recipe, path and device that makes the learner, such as `_stock_learner`; None is the recipe's own
     warmup:int=3 # Steps of the throwaway learner; 0 does without
 ) -> tuple: # A dict of results, and the curve: a table with a row for each epoch and one for the test-time augmentation
     "Train once against the clock, by the rules above"
@@ -338,7 +337,7 @@ def time_training(
     if warmup: warm_up(make(r, path, device))
     learn = make(r, path, device)
     for dl in learn.dls.loaders: dl.one_batch() # brings the images to the device
-    clock = TrainingClock(learn.dls.device)
+    clock = _TrainingClock(learn.dls.device)
     with PeakMemory(learn.dls.device) as memory,learn.no_bar(),learn.no_logging():
         clock.start()
         r.fit(learn, clock)
@@ -398,7 +397,7 @@ def plot_times(
     return ax
 
 # %% ../nbs/13_bench.ipynb #c0e97e8b
-def airbench_table(
+def _airbench_table(
     text:str # What an airbench training prints
 ) -> pd.DataFrame: # epoch, train_loss, train_acc, val_acc, tta_val_acc, total_time_seconds; the last row is that of test-time augmentation, epoch 'eval'
     "The table that airbench prints"
@@ -437,7 +436,7 @@ def airbench_training(
     def run(seed):
         torch.manual_seed(seed)
         with working_directory(folder.name),contextlib.redirect_stdout(io.StringIO()) as out,PeakMemory('cuda') as memory: train(run=seed)
-        df = airbench_table(out.getvalue())
+        df = _airbench_table(out.getvalue())
         last,end = df.iloc[-2],df.iloc[-1]
         curve = pd.DataFrame(dict(epoch=range(1,len(df)+1), seconds=df.total_time_seconds, accuracy=df.val_acc.where(df.epoch!='eval', df.tta_val_acc), tta=df.epoch=='eval'))
         curve.loc[len(df)-1,'epoch'] = len(df)-1
@@ -447,7 +446,7 @@ def airbench_training(
     return run
 
 # %% ../nbs/13_bench.ipynb #fb0357a1
-def loading_speed(
+def _loading_speed(
     dl, # A loader of images
     steps:int=8, # Batches to time
     warmup:int=2 # Batches before the clock starts
@@ -467,7 +466,7 @@ def compare_engines(
     noisy:float=.1 # Warn above this spread
 ) -> pd.DataFrame: # As `compare_speed`
     "Images per second of the item engine and of the batch engine, in turns"
-    def loading(**kw): return lambda: partial(loading_speed, recipe.dls(path, device=device, **kw).train)
+    def loading(**kw): return lambda: partial(_loading_speed, recipe.dls(path, device=device, **kw).train)
     return compare_speed({f'item, {workers} workers': loading(engine='item', num_workers=workers), 'batch': loading()}, rounds, steps, warmup, noisy)
 
 # %% ../nbs/13_bench.ipynb #4988b2f7

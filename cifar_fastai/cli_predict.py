@@ -12,12 +12,12 @@ from fastcore.script import call_parse,store_true
 from .predict import *
 
 # %% auto #0
-__all__ = ['image_files', 'cifar_predict']
+__all__ = ['cifar_predict']
 
 # %% ../nbs/14_cli_predict.ipynb #6de5b2a5
 _endings = {'.png','.jpg','.jpeg','.webp','.bmp','.gif','.tif','.tiff'}
 
-def image_files(
+def _image_files(
     image # A file, a folder (all images in it and in its folders, by name), or '-' for the standard input
 ) -> list: # Paths, or the standard input as a file with a name
     "What a command's IMAGE means. Raises `PredictError` for a folder without images; whether a file is an image is seen when it is read"
@@ -71,7 +71,7 @@ def cifar_predict(
         if format not in ('table','json','csv'): raise PredictError(f'--format {format}: expected table, json or csv')
         if top<1: raise PredictError(f'--top {top}: expected at least 1')
         if bs<1: raise PredictError(f'--bs {bs}: expected at least 1')
-        files = [f for o in image for f in image_files(o)]
+        files = [f for o in image for f in _image_files(o)]
         predictor = _predictor(model, cam)
         try:
             if cam: Path(cam).mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from .augment import *
 from .loaders import *
 
 # %% auto #0
-__all__ = ['start_processes', 'LostProcess', 'lost_process', 'from_first', 'Distributed', 'alone', 'spread']
+__all__ = ['start_processes', 'LostProcess', 'from_first', 'Distributed', 'alone', 'spread']
 
 # %% ../nbs/06_distributed.ipynb #4c4d4c46
 def start_processes(
@@ -35,7 +35,7 @@ class LostProcess(RuntimeError):
     "Another process has ended, without which this one cannot go on"
 
 @contextmanager
-def lost_process():
+def _lost_process():
     "Within this context, what torch says when another process is gone is raised as `LostProcess`"
     try: yield
     except RuntimeError as e:

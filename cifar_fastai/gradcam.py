@@ -11,8 +11,8 @@ from torchvision.transforms.functional import gaussian_blur
 from .data import look_up
 
 # %% auto #0
-__all__ = ['cam_methods', 'gradcam', 'unit_range', 'gradcampp', 'xgradcam', 'layercam', 'hirescam', 'eigencam', 'eigengradcam',
-           'scorecam', 'ablationcam', 'GradCAM', 'plot_cams', 'pointing', 'deletion', 'insertion']
+__all__ = ['cam_methods', 'gradcam', 'gradcampp', 'xgradcam', 'layercam', 'hirescam', 'eigencam', 'eigengradcam', 'scorecam',
+           'ablationcam', 'GradCAM', 'plot_cams', 'pointing', 'deletion', 'insertion']
 
 # %% ../nbs/08_gradcam.ipynb #48c494d6
 def _weigh(weights, activations): return F.relu(torch.einsum('nc,nchw->nhw', weights, activations))
@@ -24,7 +24,7 @@ def gradcam(
     "Grad-CAM: channels weighted by the mean of their gradient, what is positive of their sum (R. Selvaraju et al., 2017)"
     return _weigh(gradients.mean((2,3)), activations)
 
-def unit_range(
+def _unit_range(
     maps:Tensor # [N, H, W]
 ) -> Tensor: # [N, H, W], from 0 to 1 in each image; a map that is constant but for rounding gives 0
     "Scale each map to 0..1"
@@ -217,7 +217,7 @@ class GradCAM:
             maps,score = self._run(x, target)
             if self.flip:
                 mirrored,_ = self._run(x.flip(-1), score) # of the same classes
-                maps = {k: unit_range(m+mirrored[k].flip(-1)) for k,m in maps.items()}
+                maps = {k: _unit_range(m+mirrored[k].flip(-1)) for k,m in maps.items()}
         return maps if self.several else maps[self.layer]
 
     def _run(self, x, target):
@@ -236,7 +236,7 @@ class GradCAM:
             if 'gradients' not in seen.get(o, {}): raise ValueError(f'GradCAM: the target does not depend on layer {o!r}')
             args = [seen[o][k].float() for k in ('activations','gradients')]
             if 'rerun' in inspect.signature(self.method).parameters: args.append(self._rerun(o, x, score))
-            with torch.autocast(x.device.type, enabled=False): maps[o] = unit_range(_resize(unit_range(self.method(*args)), x.shape[-2:]))
+            with torch.autocast(x.device.type, enabled=False): maps[o] = _unit_range(_resize(_unit_range(self.method(*args)), x.shape[-2:]))
         return maps,score
 
     def _rerun(self, layer, x, score):
@@ -244,7 +244,7 @@ class GradCAM:
         kind = x.device.type
         precision = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)) # the caller's
         def rerun(mask=None, activations=None):
-            masked = x if mask is None else x*unit_range(_resize(mask, x.shape[-2:], align_corners=True))[:,None]
+            masked = x if mask is None else x*_unit_range(_resize(mask, x.shape[-2:], align_corners=True))[:,None]
             def swap(m, inp, out): return None if activations is None else activations.to(out.dtype)
             with precision,self.model.get_submodule(layer).register_forward_hook(swap): return score(self.model(masked)).float()
         return rerun

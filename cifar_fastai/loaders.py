@@ -12,7 +12,7 @@ from .data import *
 from .augment import *
 
 # %% auto #0
-__all__ = ['SeededDL', 'RGBImage', 'ToSize', 'ResidentDL', 'stratified_split', 'image_block', 'image_dls', 'plot_augmented']
+__all__ = ['SeededDL', 'ResidentDL', 'stratified_split', 'image_block', 'image_dls', 'plot_augmented']
 
 # %% ../nbs/02_loaders.ipynb #28589151
 class SeededDL(TfmdDL):
@@ -80,12 +80,12 @@ class SeededDL(TfmdDL):
         return res
 
 # %% ../nbs/02_loaders.ipynb #329770dd
-class RGBImage:
+class _RGBImage:
     "For an `ImageBlock`: opens files by `read_image`, as a `PILImage` of 8-bit RGB"
     @staticmethod
     def create(fn:(Path,str,Tensor,np.ndarray,Image.Image)): return PILImage(Image.fromarray(read_image(fn)))
 
-class ToSize(Transform):
+class _ToSize(Transform):
     "Item transform: a picture of any mode and size as 8-bit RGB of `size` x `size` pixels"
     order = 0 # before augmentation
     def __init__(self, size:int): self.size = size # Side in pixels
@@ -162,7 +162,7 @@ def image_block(
     dl_type=SeededDL # Type of the loaders
 ) -> DataBlock:
     "The `DataBlock` behind `image_dls`, for those who want to change it"
-    return DataBlock(blocks=(ImageBlock(RGBImage),CategoryBlock(vocab=classes)), get_items=lambda path: files, get_y=parent_label,
+    return DataBlock(blocks=(ImageBlock(_RGBImage),CategoryBlock(vocab=classes)), get_items=lambda path: files, get_y=parent_label,
                      splitter=splitter or GrandparentSplitter('train','test'), item_tfms=item_tfms, batch_tfms=batch_tfms, dl_type=dl_type)
 
 def image_dls(
@@ -202,7 +202,7 @@ def image_dls(
     if engine=='batch':
         block = image_block(images.classes, paths, lambda o: splits, None, policy.batch_tfms(mean,std,seed)+batch_tfms, ResidentDL)
         return block.dataloaders(path, path=images.path, images=decoded, **kw)
-    item_tfms = [ToSize(decoded.size)] + policy.item_tfms(mean,std,seed)
+    item_tfms = [_ToSize(decoded.size)] + policy.item_tfms(mean,std,seed)
     block = image_block(images.classes, paths, lambda o: splits, item_tfms, batch_tfms)
     return block.dataloaders(path, path=images.path, num_workers=num_workers, **kw)
 

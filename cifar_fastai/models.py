@@ -13,7 +13,7 @@ from .data import look_up
 # %% auto #0
 __all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'resnet18', 'ChannelAttention',
            'GlobalAvgPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet', 'whitening_filters',
-           'identity_init', 'BiasNorm', 'ConvGroup', 'speednet', 'set_whitening', 'ModelSummary', 'model_summary']
+           'identity_init', 'BiasNorm', 'speednet', 'set_whitening', 'ModelSummary', 'model_summary']
 
 # %% ../nbs/03_models.ipynb #88bce8d5
 architectures = {} # the models by name
@@ -222,7 +222,7 @@ class BiasNorm(nn.BatchNorm2d):
         super().__init__(nf, eps=eps, momentum=momentum)
         self.weight.requires_grad = False
 
-class ConvGroup(nn.Module):
+class _ConvGroup(nn.Module):
     "3x3 convolution, max-pooling, norm, activation, then one or two times convolution, norm, activation"
     def __init__(self,
         ni:int, # Channels in
@@ -262,7 +262,7 @@ def speednet(
     first.weight.requires_grad = not whiten
     nn.init.zeros_(first.bias)
     model = nn.Sequential(OrderedDict(
-        whiten=first, act=act(), **{f'layer{i+1}': ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))},
+        whiten=first, act=act(), **{f'layer{i+1}': _ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))},
         pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1] if scaled else 1.)))
     return identity_init(model) if identity else model
 

@@ -393,8 +393,8 @@ def _fit(learn, n_epoch, lrs, cbs):
     with contextlib.ExitStack() as together:
         together.callback(leave_autocast)
         if num_distrib()>1:
-            from cifar_fastai.distributed import lost_process
-            together.enter_context(lost_process())
+            from cifar_fastai.distributed import _lost_process
+            together.enter_context(_lost_process())
             if not hasattr(learn, 'distributed'): together.enter_context(learn.distrib_ctx())
         learn.fit(n_epoch, lr=float(lrs[0]), cbs=cbs)
     return learn

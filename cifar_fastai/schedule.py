@@ -12,8 +12,8 @@ from fastai.callback.schedule import combined_cos,LRFinder,ParamScheduler,Sugges
 import tempfile
 
 # %% auto #0
-__all__ = ['schedules', 'Schedule', 'Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'PlateauWatch', 'plot_lrs', 'ScheduleLR',
-           'PlateauLR', 'RangeTest']
+__all__ = ['schedules', 'Schedule', 'Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'plot_lrs', 'ScheduleLR', 'PlateauLR',
+           'RangeTest']
 
 # %% ../nbs/05_schedule.ipynb #74b00d75
 class Schedule:
@@ -109,10 +109,10 @@ class Plateau(Schedule):
     ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
         if values is None: return np.full(epochs*steps, self.lr)
         if len(values)<epochs-1: raise ValueError(f'Plateau: {len(values)} values for {epochs} epochs, expected {epochs-1} at least')
-        watch = PlateauWatch(self)
+        watch = _PlateauWatch(self)
         return np.repeat([self.lr]+[watch(v) for v in values[:epochs-1]], steps)
 
-class PlateauWatch:
+class _PlateauWatch:
     "torch's `ReduceLROnPlateau` on a learning rate alone: call it with each epoch's metric, read `lr`"
     def __init__(self, p:Plateau): # The schedule
         self._opt = torch.optim.SGD([torch.zeros(1)], lr=p.lr)
@@ -177,7 +177,7 @@ class PlateauLR(Callback):
         if self._elsewhere: return
         names = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
         if self.schedule.monitor not in names: raise ValueError(f'PlateauLR: no metric {self.schedule.monitor!r}; the recorder has {", ".join(names)}')
-        self._i,self.watch = names.index(self.schedule.monitor),PlateauWatch(self.schedule)
+        self._i,self.watch = names.index(self.schedule.monitor),_PlateauWatch(self.schedule)
         self.opt.set_hypers(lr=self.watch.lr)
 
     def after_epoch(self):
