@@ -163,7 +163,7 @@ def cifar_train(
             if run.info['state']!='done': continue
             print(_result(run))
         stopped = None
-    except (DataError,ValueError,OSError) as e: stopped = f'cifar_train: {error_text(e)}',1
+    except (DataError,ValueError,OSError,ImportError) as e: stopped = f'cifar_train: {error_text(e)}',1
     except RuntimeError as e: # of several processes
         if num_distrib()<2: raise
         stopped = f'cifar_train: {now["run"].path.name if now else "start"} failed: {error_text(e)}' + (f'\nTo go on: {now["run"].resume_command}' if now and now['run'].checkpoints() else ''),1
@@ -258,7 +258,7 @@ def cifar_bench(
             print(f'\n{n} trainings of {r.epochs} epochs, about {_minutes(seconds)} and the validation besides (--speed-only does without)', flush=True)
             del dls
             rows,curves = repeats(r, path, n, device, not no_tta, others, report=report)
-    except (DataError,ValueError,OSError,LostTraining) as e: _stop(f'cifar_bench: {error_text(e)}')
+    except (DataError,ValueError,OSError,ImportError,LostTraining) as e: _stop(f'cifar_bench: {error_text(e)}')
     except KeyboardInterrupt: _stop(f'\nStopped. Trainings that were whole: {len(done)}', 130)
     finish(rows, curves, speeds, flops/peak)
 
@@ -424,7 +424,7 @@ def cifar_resume(
         run = _find_run(run)
         if (net := (run.info.get('recipe') or {}).get('model')) not in architectures: raise ValueError(f'{run.path}: there is no model {net!r} here. Register it first, by register_model, in the process that goes on: from Python, call resume')
         resume(run, epochs, then, checkpoint or True, lr_scale, data and data_path(data), EpochTable(), begin, **({'device':device} if device else {}))
-    except (DataError,ValueError,OSError,RuntimeError) as e: _stop(f'cifar_resume: {error_text(e)}', 1, None if isinstance(run, str) else run)
+    except (DataError,ValueError,OSError,RuntimeError,ImportError) as e: _stop(f'cifar_resume: {error_text(e)}', 1, None if isinstance(run, str) else run)
     except KeyboardInterrupt as e: _stop(f'\n{(str(e) or "stopped").replace("stopped", "Stopped", 1)}'+('' if isinstance(run, str) else f'\nTo go on: {run.resume_command}'), 130)
     print(_result(run))
 

@@ -10,7 +10,8 @@ import atexit,os,warnings
 from operator import itemgetter
 from contextlib import contextmanager
 from datetime import timedelta
-from accelerate import PartialState
+try: from accelerate import PartialState
+except ImportError: raise ImportError("several processes need the package accelerate: pip install 'cifar_fastai[distributed]'") from None
 from accelerate.utils import DistributedDataParallelKwargs,broadcast_object_list,gather_object
 from fastai.vision.all import *
 from fastai.distributed import *
@@ -68,10 +69,10 @@ class _AllSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return _AllSum.forward(ctx, grad.contiguous())
 
-class _SyncNorm(nn.BatchNorm2d):
+class _SyncNorm(nn.modules.batchnorm._BatchNorm):
     "Batch norm by the statistics of all processes, for CPUs"
     def forward(self, x):
-        if not self.training: return super().forward(x)
+        if not self.training: return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.running_mean is None, eps=self.eps)
         dims,shape,y = [0,*range(2,x.ndim)],[1,-1]+[1]*(x.ndim-2),x.float()
         n = _AllSum.apply(torch.tensor(float(x.numel()//x.shape[1])))
         mean = _AllSum.apply(y.sum(dims))/n
