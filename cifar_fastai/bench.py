@@ -325,7 +325,7 @@ def time_training(
     seed:int|None=None, # None is the recipe's
     device=None, # None is fastai's default
     tta:bool|float=True, # Test-time augmentation: True for the recipe's, False, or only below this probability
-    make=None, # Function of recipe, path and device that makes the learner, such as `_stock_learner`; None is the recipe's own
+    make=None, # Function of recipe, path and device that makes the learner; None is the recipe's own
     warmup:int=3 # Steps of the throwaway learner; 0 does without
 ) -> tuple: # A dict of results, and the curve: a table with a row for each epoch and one for the test-time augmentation
     "Train once against the clock, by the rules above"
