@@ -184,7 +184,7 @@ class Whiten(Callback):
     def before_batch(self):
         i,n,bias = self.epoch*self.n_iter+self.iter,self.epochs*self.n_iter,get_model(self.learn.model).whiten.bias
         several = hasattr(self.learn, 'distributed') # processes, which wait for the gradients of all that is trained
-        if i<n or several: self.opt.set_hypers(lr=[h['lr']*max(0,1-i/n) if any(p is bias for p in g) else h['lr'] for h,g in zip(self.opt.hypers,self.opt.param_lists)])
+        if i<n or several: self.opt.set_hypers(lr=[h['lr']*(1-i/n if i<n else 0) if any(p is bias for p in g) else h['lr'] for h,g in zip(self.opt.hypers,self.opt.param_lists)])
         elif bias.requires_grad: bias.requires_grad_(False); bias.grad = None
 
     def state_dict(self): return dict(done=self.done)
