@@ -121,7 +121,7 @@ def _card(name, p, res, layer, method, notes):
     bars = ''.join(f'<span>{say(c)}</span><span><i style="width:{100*v:.1f}%"></i></span><b>{v:.1%}</b>' for c,v in res['top'].items())
     shown = [(res['picture'],f'what it sees, {p.size}x{p.size}')]
     if res['map']: shown += [(res['map'],f'map for {res["target"]}: {layer}, {method}'),(res['overlay'],'map over the picture')]
-    else: notes = [*notes,'An ONNX file has no maps. For them, give the folder of the saved model.' if not hasattr(p, 'cam') else 'This network has no layer that gives a map.']
+    else: notes = [*notes,'This file has no maps. For them, give the folder of the saved model.' if not hasattr(p, 'cam') else 'This network has no layer that gives a map.']
     maps = ''.join(f'<figure>{_img(o, t)}<figcaption>{say(t)}</figcaption></figure>' for o,t in shown)
     return f'<section><h3>{say(name)}</h3><p class="top">{say(top[0])} <small>{top[1]:.1%}</small></p><div class="bars">{bars}</div><div class="maps{"" if res["map"] else " alone"}">{maps}</div>' + ''.join(f'<p class="note">{say(o)}</p>' for o in notes) + '</section>'
 
@@ -160,7 +160,7 @@ def _card_text(
     predictor # `Predictor` or `TorchPredictor`
 ) -> str: # Markdown
     "The model card of a predictor, or what its file says where there is no more"
-    info = getattr(predictor.net.model, 'info', None) if hasattr(predictor, 'net') else None
+    info = getattr(predictor.net.model, 'info', None) if hasattr(predictor, 'cam') else None
     if info is None: return f'# {predictor.name}\n\nA classifier of images of {predictor.size}x{predictor.size} pixels into {len(predictor.classes)} classes: {", ".join(predictor.classes)}. {predictor.mb:.2f} MB. More is not known of it: the card is in the folder of the saved model.\n'
     return model_card({**dict(licence='unknown', params=n_params(predictor.net.model), stored='fp32', results={}), **info}).split('---\n', 2)[2].strip()
 

@@ -370,13 +370,14 @@ def cifar_export(
     half:store_true=False, # Store the weights in fp16, and write model_fp16.onnx, too
     int8:store_true=False, # Write model_int8.onnx, too; the ranges are those of 512 training images of --data
     data:str=None, # cifar10, digits, or a folder, to compare the forms on its test images
-    no_onnx:store_true=False, # Only weights and card
+    formats:str='onnx', # Of the files beside weights and card, with commas between; none for no other
     note:str='', # A sentence or more for the card
     licence:str='apache-2.0', # Of the weights, by the name that the Hugging Face Hub has for it
 ):
     "Write a network with all it takes to use it elsewhere into one folder: weights, card, ONNX files"
     try:
-        if no_onnx and int8: raise ValueError('--int8 is an ONNX file: leave out --no-onnx')
+        formats = [] if formats=='none' else [look_up('format', o.strip(), [*export_formats]) for o in formats.split(',') if o.strip()]
+        if int8 and 'onnx' not in formats: raise ValueError('--int8 is an ONNX file: name onnx in --formats')
         if int8 and not data: raise ValueError('--int8 needs --data: training images for the ranges of its activations')
         if Path(name).name!=name: raise ValueError(f'--name {name}: expected a name without a path. The folder is --out')
         net = load_model(model)
@@ -386,16 +387,15 @@ def cifar_export(
         out = Path(out or Path('exports')/(name or net.info['name']))
         _can_write('out', out, folder=True)
         save_model(net, out, name, half, note=note, licence=licence)
-        net,onnx = load_model(out),{} # as it is stored
-        if not no_onnx:
-            onnx['onnx'] = to_onnx(net, out/'model.onnx')
-            if half: onnx['onnx fp16'] = to_onnx(net, out/'model_fp16.onnx', half=True)
-            if int8: onnx['onnx int8'] = quantise_onnx(out/'model.onnx', out/'model_int8.onnx', [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]])
-        for o in set(out.glob('model*.onnx'))-set(onnx.values()): o.unlink() # of weights that are no longer here
+        net = load_model(out) # as it is stored
+        made = {k: export_formats[k][0](net, out/f'model.{k}') for k in formats}
+        if half and 'onnx' in made: made['onnx fp16'] = to_onnx(net, out/'model_fp16.onnx', half=True)
+        if int8: made['onnx int8'] = quantise_onnx(out/'model.onnx', out/'model_int8.onnx', [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]])
+        for o in {f for k in export_formats for f in out.glob(f'model*.{k}')}-set(made.values()): o.unlink() # of weights that are no longer here
         for o in sorted(out.iterdir()): print(f'{o}  {o.stat().st_size/1e6:.2f} MB')
         if not data: return
         print(f'\non {len(files):,} test images, compared with torch in fp32:', flush=True)
-        table = compare_predictors({'weights': TorchPredictor(load_model(model)), **({'weights fp16': TorchPredictor(net)} if half else {}), **{k: Predictor(o) for k,o in onnx.items()}}, files, np.array(net.info['classes'])[targs], rounds=0)
+        table = compare_predictors({'weights': TorchPredictor(load_model(model)), **({'weights fp16': TorchPredictor(net)} if half else {}), **{k: load_predictor(o) for k,o in made.items()}}, files, np.array(net.info['classes'])[targs], rounds=0)
         print(table.drop(columns=['images_s','mb']).round(4).to_string())
     except (DataError,ValueError,OSError,ImportError) as e: _stop(f'cifar_export: {error_text(e)}')
     except KeyboardInterrupt: _stop('\nStopped', 130)

@@ -32,13 +32,14 @@ def _image_files(
     return files
 
 # %% ../nbs/14_cli_predict.ipynb #85642f2c
-def _predictor(model, torch_needed):
+def _predictor(model, cam):
     "A `Predictor`; by torch only if it must be"
     path = Path(model)
-    if not torch_needed and (path.suffix=='.onnx' or (path/'model.onnx').is_file()): return Predictor(path)
-    if path.suffix=='.onnx': raise PredictError(f'{model}: an ONNX file gives no maps. --cam needs the weights: a folder that cifar_export wrote, or a run')
+    if not cam and (path.suffix=='.onnx' or (path/'model.onnx').is_file()): return Predictor(path)
     from cifar_fastai.export import load_predictor
-    return load_predictor(model)
+    res = load_predictor(model)
+    if cam and not hasattr(res, 'cam'): raise PredictError(f'{model}: no weights, and so no maps. --cam needs the folder of a run, or one that cifar_export wrote')
+    return res
 
 def _save_map(predictor, image, folder, stem):
     "A grey copy of the image with its class activation map over it, as a file"
@@ -53,7 +54,7 @@ def _save_map(predictor, image, folder, stem):
 
 @call_parse(pos=['model'])
 def cifar_predict(
-    model:str, # ONNX file, folder of a run or its name in the folder runs, folder of a saved model, or name of a released one
+    model:str, # ONNX file or one of another format, folder of a run or its name in the folder runs, folder of a saved model, or name of a released one
     *image:str, # Images, folders of images, or - for the standard input
     top:int=3, # Number of classes to name for each image
     format:str='table', # table, json, or csv with the probabilities of all classes

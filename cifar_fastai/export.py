@@ -19,8 +19,8 @@ from .predict import Predictor,pixels
 from .run import Run,model_input,_side,_traceable,_write
 
 # %% auto #0
-__all__ = ['model_card', 'save_model', 'released_models', 'load_model', 'saved_learner', 'PixelModel', 'TorchPredictor',
-           'load_predictor', 'to_onnx', 'quantise_onnx', 'compare_predictors']
+__all__ = ['export_formats', 'model_card', 'save_model', 'released_models', 'load_model', 'saved_learner', 'PixelModel',
+           'TorchPredictor', 'to_onnx', 'load_predictor', 'quantise_onnx', 'compare_predictors']
 
 # %% ../nbs/12_export.ipynb #36381fb1
 def _input(o):
@@ -210,16 +210,6 @@ class TorchPredictor(Predictor):
         if isinstance(target, str): target = self.classes.index(look_up('class', target, self.classes))
         with GradCAM(self.net.model, layer, method, flip) as cam: return cam(self.net.normalise(self._tensor(pixels(image)[None])), target)[0].cpu().numpy()
 
-def load_predictor(
-    model, # An ONNX file, or what `load_model` loads
-    runs='runs', # Folder of all runs
-    **kwargs # Further arguments of `TorchPredictor`
-) -> Predictor:
-    "The predictor that a command's MODEL means: onnxruntime for an ONNX file, torch for all else"
-    path = Path(model)
-    if path.suffix=='.onnx' or (path/'model.onnx').is_file() and not _is_saved(path): return Predictor(path)
-    return TorchPredictor(load_model(model, runs=runs), **kwargs)
-
 # %% ../nbs/12_export.ipynb #89be089b
 def _onnx(who, *names):
     "The packages of the extra"
@@ -273,6 +263,20 @@ def _quiet(ort):
     res = ort.SessionOptions()
     res.log_severity_level = 3
     return res
+
+# %% ../nbs/12_export.ipynb #72e2554a
+export_formats = dict(onnx=(to_onnx,Predictor)) # ending -> (function of a model and the file to write, function of the file that gives a `Predictor`)
+
+def load_predictor(
+    model, # A file in one of `export_formats`, such as ONNX, or what `load_model` loads
+    runs='runs', # Folder of all runs
+    **kwargs # Further arguments of `TorchPredictor`
+) -> Predictor:
+    "The predictor that a command's MODEL means: for a file what reads its format, torch for all else"
+    path = Path(model)
+    if path.is_dir() and not _is_saved(path): path = next((o for k in export_formats if (o := path/f'model.{k}').is_file()), path)
+    if path.suffix[1:] in export_formats: return export_formats[path.suffix[1:]][1](path)
+    return TorchPredictor(load_model(model, runs=runs), **kwargs)
 
 # %% ../nbs/12_export.ipynb #adbc325f
 def quantise_onnx(
