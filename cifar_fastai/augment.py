@@ -217,9 +217,9 @@ def augment_batch(
     return x.as_subclass(kind)
 
 # %% ../nbs/01_augment.ipynb #d1b398c0
-class _BatchAugment(Transform):
-    "`augment_batch` as a fastai batch transform: its chance is a function of `seed`, the process's rank and the epoch"
-    split_idx,order = 0,9 # before `IntToFloatTensor`
+class _Augment(Transform):
+    "Its chance is a function of `seed`, the process's rank and the epoch"
+    split_idx = 0
     def __init__(self,
         policy:Policy, # What to do
         mean:tuple=cifar_mean, # Mean of the training images, 0..1: the fill
@@ -229,6 +229,9 @@ class _BatchAugment(Transform):
         store_attr()
         self.start_epoch(0)
 
+class _BatchAugment(_Augment):
+    "`augment_batch` as a fastai batch transform"
+    order = 9 # before `IntToFloatTensor`
     def start_epoch(self, epoch): self.epoch,self.g = epoch,None
     def __getstate__(self): return {**self.__dict__, 'g':None} # a generator cannot be pickled, and `learn.export` pickles
 
@@ -247,18 +250,9 @@ def batch_tfms(self:Policy,
     return [] if self==Policy() else [_BatchAugment(self, mean, std, seed)]
 
 # %% ../nbs/01_augment.ipynb #4f0fcf6c
-class ItemAugment(Transform):
+class ItemAugment(_Augment):
     "A policy by albumentations, image by image, as a fastai item transform for the training part"
-    split_idx,order = 0,1 # before `ToTensor`
-    def __init__(self,
-        policy:Policy, # What to do
-        mean:tuple=cifar_mean, # Mean of the training images, 0..1: the fill
-        std:tuple=cifar_std, # Their standard deviation
-        seed:int=0 # The same seed repeats
-    ):
-        store_attr()
-        self.start_epoch(0)
-
+    order = 1 # before `ToTensor`
     def start_epoch(self, epoch): self.epoch,self.worker,self.composed = epoch,None,{}
 
     def _compose(self, size):

@@ -6,13 +6,11 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 
 # %% ../nbs/13_bench.ipynb #ebde53bd
 from __future__ import annotations
-import contextlib,csv,importlib.util,io,itertools,platform,subprocess,sys,tempfile,time,warnings
-import fastai
+import contextlib,csv,importlib.util,io,itertools,subprocess,sys,tempfile,time,warnings
 from fastai.vision.all import *
 from fastai.callback import fp16
 from scipy.stats import t as student_t
 from torch.utils.flop_counter import FlopCounterMode
-import cifar_fastai
 from .data import *
 from .augment import *
 from .models import *
@@ -23,6 +21,7 @@ from .recipe import *
 from .recipe import _colours
 from .interpret import *
 from .run import *
+from .run import _versions
 
 # %% auto #0
 __all__ = ['bench_columns', 'images_per_second', 'compare_speed', 'mean_interval', 'BareLoop', 'speed_peers', 'learner_overhead',
@@ -622,7 +621,7 @@ def save_bench(
         precision = dict(stock_fastai='to_fp16', airbench='fp16').get(learner, recipe.precision(device))
         figures = {k: '' if pd.isna(v) else f'{v:.8g}' for k,v in o.drop('n').items()}
         write_row(file, recipe=recipe.name, data=Path(path).name, learner=learner, quantity=quantity, n=int(o.n), **figures, bs=recipe.bs, epochs=recipe.epochs, steps=steps, device=device_name(device), precision=precision,
-                  python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__, cifar_fastai=cifar_fastai.__version__, commit=git_commit(), date=time.strftime('%Y-%m-%d'), note=note)
+                  **_versions(), commit=git_commit(), date=time.strftime('%Y-%m-%d'), note=note)
 
 # %% ../nbs/13_bench.ipynb #6ad0ae00
 def save_results(
@@ -632,7 +631,7 @@ def save_results(
     note:str='' # What a reader should know
 ):
     "Append a row for each recipe to `trainings.csv`, and write its epochs to `<recipe>.csv`, or `<recipe>-<data>.csv` for other data than CIFAR-10. Raises `ValueError` for a run that is not done"
-    folder,runs = Path(folder),[o if isinstance(o, Run) else Run(o) for o in runs]
+    folder,runs = Path(folder),[*map(Run, runs)]
     for run in runs:
         if run.info['state']!='done': raise ValueError(f"{run.path}: the run is {run.info['state']}, not done. Leave it out, or train it again")
     folder.mkdir(parents=True, exist_ok=True)

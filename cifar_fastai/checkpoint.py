@@ -6,20 +6,21 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 
 # %% ../nbs/10_checkpoint.ipynb #343ba872
 from __future__ import annotations
-import errno,hashlib,io,json,os,pickle,random,shutil,signal,threading,time,warnings
+import errno,hashlib,io,json,os,pickle,shutil,signal,threading,time,warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from filelock import FileLock,Timeout
 from safetensors.torch import load as load_tensors,save as tensor_bytes
 from fastai.vision.all import *
+from .loaders import random_state,set_random_state
 from .schedule import *
+from .schedule import _lower_is_better
 from .precision import *
 from .recipe import *
 
 # %% auto #0
-__all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'random_state', 'set_random_state', 'checkpoints',
-           'find_checkpoint', 'Checkpoints']
+__all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'find_checkpoint', 'Checkpoints']
 
 # %% ../nbs/10_checkpoint.ipynb #39d48cde
 class CheckpointError(RuntimeError):
@@ -84,29 +85,6 @@ def read_checkpoint(
         return load_tensors(parts[k]),state,manifest
     except pickle.UnpicklingError as e: raise CheckpointError(f'{path/k}: more than tensors, numbers and texts is in it, and nothing was executed') from None
     except Exception as e: raise CheckpointError(f'{path/k}: it is not of the kind that its name says, and cannot be read ({type(e).__name__})') from None
-
-# %% ../nbs/10_checkpoint.ipynb #3e109e90
-def random_state() -> dict: # For `set_random_state`; of tensors, numbers and texts
-    "The random states of Python, numpy and torch, those of CUDA and MPS included"
-    version,internal,gauss = random.getstate()
-    kind,keys,*rest = np.random.get_state()
-    res = dict(python=[version,list(internal),gauss], numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*rest], torch=torch.get_rng_state())
-    if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available(): res['mps'] = torch.mps.get_rng_state()
-    return res
-
-def set_random_state(
-    state:dict # From `random_state`
-):
-    "Put random states back"
-    version,internal,gauss = state['python']
-    random.setstate((version,tuple(internal),gauss))
-    kind,keys,*rest = state['numpy']
-    np.random.set_state((kind,keys.numpy().astype(np.uint32),*rest))
-    torch.set_rng_state(state['torch'])
-    if 'cuda' in state and torch.cuda.is_available():
-        for i,o in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(o, i)
-    if 'mps' in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/10_checkpoint.ipynb #9b500f59
 def _copied(o, where='state'):
@@ -312,7 +290,7 @@ class Checkpoints(Callback):
         if best or n%self.every==0 or n==self.n_epoch or self._told: self._save(n, 0, value)
         self._stop_if_told(f'after epoch {n}')
 
-    def _better(self, value): return -value if 'loss' in self.monitor or 'error' in self.monitor else value
+    def _better(self, value): return -value if _lower_is_better(self.monitor) else value
 
     def _value(self):
         "What this epoch reached in the metric that is monitored; None if there is none"

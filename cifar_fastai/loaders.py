@@ -12,7 +12,8 @@ from .data import *
 from .augment import *
 
 # %% auto #0
-__all__ = ['SeededDL', 'ResidentDL', 'stratified_split', 'image_block', 'image_dls', 'plot_augmented']
+__all__ = ['SeededDL', 'random_state', 'set_random_state', 'ResidentDL', 'stratified_split', 'image_block', 'image_dls',
+           'plot_augmented']
 
 # %% ../nbs/02_loaders.ipynb #28589151
 class SeededDL(TfmdDL):
@@ -78,6 +79,29 @@ class SeededDL(TfmdDL):
         self._looks += 1 # a copy looks at something new, as test-time augmentation does again and again
         res.epoch,res._looks = 2**31+self._looks,self._looks*1000
         return res
+
+# %% ../nbs/02_loaders.ipynb #3e109e90
+def random_state() -> dict: # For `set_random_state`; of tensors, numbers and texts
+    "The random states of Python, numpy and torch, those of CUDA and MPS included"
+    version,internal,gauss = random.getstate()
+    kind,keys,*rest = np.random.get_state()
+    res = dict(python=[version,list(internal),gauss], numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*rest], torch=torch.get_rng_state())
+    if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available(): res['mps'] = torch.mps.get_rng_state()
+    return res
+
+def set_random_state(
+    state:dict # From `random_state`
+):
+    "Put random states back"
+    version,internal,gauss = state['python']
+    random.setstate((version,tuple(internal),gauss))
+    kind,keys,*rest = state['numpy']
+    np.random.set_state((kind,keys.numpy().astype(np.uint32),*rest))
+    torch.set_rng_state(state['torch'])
+    if 'cuda' in state and torch.cuda.is_available():
+        for i,o in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(o, i)
+    if 'mps' in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/02_loaders.ipynb #329770dd
 class _RGBImage:

@@ -50,10 +50,12 @@ def git_commit() -> str: # Short hash, with '+' if the tree has changes; '' outs
         return git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','-uno') else '')
     except OSError: return ''
 
+def _versions(): return dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__, cifar_fastai=cifar_fastai.__version__)
+
 class Run:
     "The folder of one training: `run.json` (recipe, command, commit, versions, device, state), `history.csv`, `checkpoints/`, `model.safetensors`, `curves.png`, `tensorboard/` if wanted, `error.txt` if it failed"
-    def __init__(self, path): # An existing run folder
-        self.path = Path(path)
+    def __init__(self, path): # An existing run folder, or a `Run`
+        self.path = Path(getattr(path, 'path', path))
         self._lock = FileLock(self.path/'.lock')
 
     @classmethod
@@ -71,8 +73,7 @@ class Run:
             try: path.mkdir()
             except FileExistsError: i += 1
             else: break
-        versions = dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__, cifar_fastai=cifar_fastai.__version__)
-        about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=shlex.join(sys.argv), commit=git_commit(), versions=versions, started=time.strftime('%Y-%m-%d %H:%M:%S'))
+        about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=shlex.join(sys.argv), commit=git_commit(), versions=_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'))
         _write(path/'run.json', json.dumps({**about, **info}, indent=1, default=str))
         return cls(path)
 
@@ -405,7 +406,7 @@ def by_recipe(
 ) -> dict: # Name -> list of `Run`s that differ in nothing but the seed
     "Group runs by what was trained on what; a second recipe of the same name gets a number"
     groups = {}
-    for run in [o if isinstance(o, Run) else Run(o) for o in runs]:
+    for run in map(Run, runs):
         what = {k:v for k,v in _recipe(run.info).items() if k!='seed'}
         groups.setdefault(json.dumps([what,run.info.get('then'),run.info.get('data')], sort_keys=True), []).append(run)
     res = {}
@@ -474,7 +475,7 @@ def resume(
     **kwargs # Further arguments of `image_dls`, such as device
 ) -> Learner: # At the end of the training
     "Go on with a training from a checkpoint to its end: to the weights that it would have had without a break. Raises `ValueError` for a run that cannot, and `CheckpointError` for a checkpoint that cannot be used"
-    run = path if isinstance(path, Run) else Run(path)
+    run = Run(path)
     info = run.info
     given = info.get('checkpoints')
     points = dict(given if isinstance(given, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale)
@@ -505,7 +506,7 @@ def find_runs(
         except ValueError as e: warnings.warn(str(e))
     return [o[-1] for o in sorted(res, key=lambda o: o[:2])]
 
-def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [o if isinstance(o, Run) else Run(o) for o in runs]
+def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [*map(Run, runs)]
 
 def runs_table(
     runs='runs' # `Run`s, or the folder of all
@@ -537,7 +538,7 @@ def compare_recipes(
     def flat(o, start=''): return {k2: v2 for k,v in o.items() for k2,v2 in (flat(v, f'{start}{k}.') if isinstance(v, dict) else {start+k: v}).items()}
     both,names = [],[]
     for o in (a,b):
-        if not isinstance(o, Recipe): o = o if isinstance(o, Run) else Run(o)
+        if not isinstance(o, Recipe): o = Run(o)
         names.append(o.name if isinstance(o, Recipe) else o.path.name)
         both.append(json.loads(json.dumps(flat(o.to_dict() if isinstance(o, Recipe) else {**_recipe(o.info), **({'then':o.info['then']} if o.info.get('then') else {})}))))
     keys = [k for k in {**both[0],**both[1]} if both[0].get(k)!=both[1].get(k)]

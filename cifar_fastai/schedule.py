@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fastai.vision.all import *
 from fastai.callback.schedule import combined_cos,LRFinder,ParamScheduler,SuggestionMethod
 import tempfile
+from .loaders import random_state,set_random_state
 
 # %% auto #0
 __all__ = ['schedules', 'Schedule', 'Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'plot_lrs', 'ScheduleLR', 'PlateauLR',
@@ -92,6 +93,8 @@ class Step(Schedule):
         return np.repeat([self.lr*self.factor**int((drops<=e).sum()) for e in range(epochs)], steps)
 
 # %% ../nbs/05_schedule.ipynb #873187b8
+def _lower_is_better(monitor): return 'loss' in monitor or 'error' in monitor
+
 @dataclass(frozen=True)
 class Plateau(Schedule):
     "A rate that drops when a metric gets no better for some epochs: torch's `ReduceLROnPlateau`"
@@ -116,7 +119,7 @@ class _PlateauWatch:
     "torch's `ReduceLROnPlateau` on a learning rate alone: call it with each epoch's metric, read `lr`"
     def __init__(self, p:Plateau): # The schedule
         self._opt = torch.optim.SGD([torch.zeros(1)], lr=p.lr)
-        self._sched = torch.optim.lr_scheduler.ReduceLROnPlateau(self._opt, 'min' if 'loss' in p.monitor or 'error' in p.monitor else 'max', factor=p.factor, patience=p.patience,
+        self._sched = torch.optim.lr_scheduler.ReduceLROnPlateau(self._opt, 'min' if _lower_is_better(p.monitor) else 'max', factor=p.factor, patience=p.patience,
                                                                  threshold=p.threshold, threshold_mode='rel', min_lr=p.lr_min)
     @property
     def lr(self): return self._opt.param_groups[0]['lr']
@@ -193,11 +196,7 @@ class _Untouched:
     def __init__(self, learn): self.learn = learn
     def _sources(self):
         "Getter and setter of each source of chance"
-        yield random.getstate,random.setstate
-        yield np.random.get_state,np.random.set_state
-        yield torch.get_rng_state,torch.set_rng_state
-        if torch.cuda.is_available(): yield torch.cuda.get_rng_state_all,torch.cuda.set_rng_state_all
-        if torch.backends.mps.is_available(): yield torch.mps.get_rng_state,torch.mps.set_rng_state
+        yield random_state,set_random_state
         for dl in self.loaders:
             if hasattr(dl, 'rng'): yield dl.rng.getstate,dl.rng.setstate
             if isinstance(getattr(dl, 'generator', None), torch.Generator): yield dl.generator.get_state,dl.generator.set_state
