@@ -247,7 +247,7 @@ def speednet(
     n_out:int=10, # Number of classes
     widths:tuple=(64,256,256), # Channels of the three groups
     depth:int=2, # Convolutions in a group
-    act:str='gelu', # 'gelu', 'silu' or 'hardswish', which a CPU computes in a third of the time
+    act:str='gelu', # 'gelu', 'silu' or 'hardswish', the quickest on a CPU
     n_in:int=3, # Channels of the image
     whiten:bool=True, # Is the first layer one that whitens, set from images and not trained? False: an ordinary one
     identity:bool=True, # Let convolutions begin as the identity?
