@@ -164,7 +164,7 @@ class Images:
 
 def load_images(
     images:ImageFiles, # From `find_images`
-    size:int|None=None, # Side in pixels, 32 to 96; None takes the usual one of the folder
+    size:int|None=None, # Side in pixels, 8 to 512; None takes the usual one of the folder, from 32 to 96
     cache:bool=True, # Keep the pixels in `<path>/.pixels/` for the next time?
     progress:bool|None=None # Show a progress bar? None does from 5,000 images on
 ) -> Images: # uint8 pixels in the order of `images.files`

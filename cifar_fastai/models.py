@@ -79,7 +79,7 @@ def resnet18(
     n_out:int=10, # Number of classes
     norm:str='batch', # 'batch'; 'layer', one group of all channels; or 'group', pairs of channels
     shortcut_norm:str='batch', # Norm of the three shortcuts: 'batch' whatever `norm` is, as published
-    width:int=64, # Channels of the first stage; each further stage doubles them. A multiple of 16: with less, training in fp32 on a CPU can crash in oneDNN (torch 2.14)
+    width:int=64, # Channels of the first stage; each further stage doubles them. A multiple of 16: with others, training in fp32 on a CPU can crash in oneDNN (torch 2.14)
     n_in:int=3 # Channels of the image
 ) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 8, gives logits [N, n_out]
     "ResNet-18 for small images: 11,173,962 parameters with 10 classes, whatever the norm"
@@ -247,7 +247,7 @@ def speednet(
     n_out:int=10, # Number of classes
     widths:tuple=(64,256,256), # Channels of the three groups
     depth:int=2, # Convolutions in a group
-    act:str='gelu', # 'gelu', 'silu' or 'hardswish', which a CPU computes in a third of the time
+    act:str='gelu', # 'gelu', 'silu' or 'hardswish', the quickest on a CPU
     n_in:int=3, # Channels of the image
     whiten:bool=True, # Is the first layer one that whitens, set from images and not trained? False: an ordinary one
     identity:bool=True, # Let convolutions begin as the identity?
