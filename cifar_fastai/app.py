@@ -288,7 +288,7 @@ def _serve(app, host, port, browser=False):
 # %% ../nbs/15_app.ipynb #cdeb62b5
 @call_parse
 def cifar_app(
-    *model:str, # Folders of saved models or runs, names of runs in the folder runs or of released models, ONNX files: one, or several side by side; speednet-94 unless given
+    *model:str, # Folders of saved models or runs, names of runs in the folder runs or of released models, files in ONNX or another export format: one, or several side by side; speednet-94 unless given
     port:int=7860, # Port to serve at; 0 takes one that is free
     host:str='127.0.0.1', # Address to serve at. 0.0.0.0 is every network that this machine is in: whoever can reach it can use it
     max_mb:float=10., # Largest file that is taken, in MB

@@ -7,6 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/augment.html.md"""
 # %% ../nbs/01_augment.ipynb #c155e5ad
 from __future__ import annotations
 import os,random
+from functools import lru_cache
 from dataclasses import dataclass,fields,replace
 from fastai.vision.all import *
 
@@ -156,12 +157,15 @@ def _affine_item(p, fill, size):
                      rotate=(-p.rotate,p.rotate), interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101, p=p.affine_p)]
 
 # %% ../nbs/01_augment.ipynb #c609a4e1
+@lru_cache(maxsize=32) # a copy to a GPU waits for all that it has to do
+def _coin_weights(shape, seed, device): return torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int32).to(device)
+
 def _pixel_coin(
     x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1
     seed:int=0 # Another seed tosses again
 ) -> Tensor: # bool [N]
     "A fair coin toss for each image, always the same for the same pixels"
-    w = torch.randint(0, 16, x.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.int32).to(x.device)
+    w = _coin_weights(x.shape[1:], seed, x.device)
     x = x.int() if x.dtype==torch.uint8 else (x*255).round().int()
     return ((x*w).sum((1,2,3), dtype=torch.int32)>>3)%2==1
 
@@ -198,6 +202,11 @@ augment_ops.update(crop=(_crop_item,_crop_batch), affine=(_affine_item,_affine_b
                    hole=(_hole_item,_hole_batch), light=(_light_item,_light_batch))
 
 # %% ../nbs/01_augment.ipynb #959ffb30
+@lru_cache(maxsize=32)
+def _fill(values, dtype, device):
+    fill = torch.tensor(values)[None,:,None,None]
+    return (fill.to(dtype) if dtype==torch.uint8 else fill.to(dtype)/255).to(device)
+
 def augment_batch(
     x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1, on any device
     policy:Policy, # What to do
@@ -210,8 +219,7 @@ def augment_batch(
     "Do to a whole batch what `policy` says, each image by its own chance"
     kind,x = type(x),x.as_subclass(Tensor)
     if policy.hole>min(x.shape[-2:]): raise ValueError(f'Policy: hole={policy.hole} does not fit into images of {x.shape[-2]}x{x.shape[-1]} pixels')
-    draw,fill = _Draw(len(x), x.device, g),torch.tensor(policy.fill(mean,std), device=x.device)[None,:,None,None]
-    fill = fill.to(x.dtype) if x.dtype==torch.uint8 else fill.to(x.dtype)/255
+    draw,fill = _Draw(len(x), x.device, g),_fill(tuple(policy.fill(mean,std)), x.dtype, x.device)
     if policy.alternate: x = _where(_pixel_coin(x,seed)^bool(epoch%2), x.flip(-1), x)
     for op in policy.order: x = augment_ops[op][1](policy, x, fill, draw)
     return x.as_subclass(kind)

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 
 # %% ../nbs/13_bench.ipynb #ebde53bd
 from __future__ import annotations
-import contextlib,csv,importlib.util,io,itertools,subprocess,sys,tempfile,time,warnings
+import contextlib,csv,gc,importlib.util,io,itertools,subprocess,sys,tempfile,time,warnings
 from fastai.vision.all import *
 from fastai.callback import fp16
 from scipy.stats import t as student_t
@@ -17,6 +17,7 @@ from .models import *
 from .optim import *
 from .schedule import *
 from .precision import *
+from .precision import _tuned_convolutions
 from .recipe import *
 from .recipe import _colours
 from .interpret import *
@@ -84,6 +85,7 @@ def _check_noise(values, noisy, what):
         warnings.warn(f'{what} of the same thing differ by up to {spread.max():.0%} ({spread.idxmax()}): the machine is noisy. End what else it does, or take more of them, and trust no small ratio', stacklevel=3)
     return spread
 
+@_tuned_convolutions()
 def compare_speed(
     learners:dict, # By name, functions that make what takes turns: a `Learner`, or a function of `steps` and `warmup` that gives a number
     rounds:int=3, # Turns of each
@@ -226,7 +228,7 @@ def learner_overhead(
 # %% ../nbs/13_bench.ipynb #4f2a547a
 def matmul_peak(
     device=None, # None is fastai's default
-    precision:str='fp32', # 'fp16', 'bf16' or 'fp32', such as `Recipe.precision` gives
+    precision:str='fp32', # 'fp16', 'bf16' or 'fp32', such as `Recipe.precision` gives; fp32 is TF32 on CUDA, as it is for torch's convolutions
     n:int|None=None, # Side of the matrices; None is 8192 on CUDA, 2048 elsewhere
     rounds:int=10 # Products, of which the fastest counts
 ) -> float: # Operations a second; a multiplication and an addition are two
@@ -240,8 +242,12 @@ def matmul_peak(
         a@b
         _sync(device)
         return time.perf_counter()-start
-    seconds() # warm-up
-    return 2*n**3/min(seconds() for _ in range(rounds))
+    was = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        seconds() # warm-up
+        return 2*n**3/min(seconds() for _ in range(rounds))
+    finally: torch.backends.cuda.matmul.allow_tf32 = was
 
 def training_flops(
     model:nn.Module, # Any model of images
@@ -270,7 +276,8 @@ class PeakMemory:
     ): self.device = torch.device(device or default_device())
 
     def __enter__(self):
-        if self.device.type=='cuda': torch.cuda.reset_peak_memory_stats(self.device)
+        gc.collect() # learners of before hold their images
+        if self.device.type=='cuda': torch.cuda.init(); torch.cuda.reset_peak_memory_stats(self.device)
         else:
             with contextlib.suppress(OSError): Path('/proc/self/clear_refs').write_text('5') # Linux: the peak starts anew
         return self
@@ -309,15 +316,16 @@ def accuracy_of(
     "The share of right answers, with as little as possible around it"
     model = MultiCrop(learn.model, unsure=float(tta)) if tta else learn.model
     model.eval()
-    autocast = getattr(getattr(learn, 'mixed_precision', None), 'autocast', None) or contextlib.nullcontext()
+    half = getattr(learn, 'mixed_precision', None)
     right = n = 0
-    with autocast:
+    with half.region() if isinstance(half, MixedPrecision) else contextlib.nullcontext():
         for x,y in learn.dls.valid if dl is None else dl:
             right,n = right+(model(x.as_subclass(Tensor)).argmax(1)==y.as_subclass(Tensor)).sum(),n+len(y)
     return right.item()/n
 
 def _recipe_learner(recipe, path, device): return recipe.learner(recipe.dls(path, device=device))
 
+@_tuned_convolutions()
 def time_training(
     recipe:Recipe, # What to train
     path, # Folder of images
@@ -335,6 +343,7 @@ def time_training(
         accuracy_of(learn, [learn.dls.valid.one_batch()], tta)
     if warmup: warm_up(make(r, path, device))
     learn = make(r, path, device)
+    learn.model.to(learn.dls.device)
     for dl in learn.dls.loaders: dl.one_batch() # brings the images to the device
     clock = _TrainingClock(learn.dls.device)
     with PeakMemory(learn.dls.device) as memory,learn.no_bar(),learn.no_logging():
@@ -425,13 +434,17 @@ def airbench_training(
     lacks = ['an NVIDIA GPU (there is none here)']*(not torch.cuda.is_available()) + ["its package: pip install 'cifar_fastai[bench]'"]*(not importlib.util.find_spec('airbench'))
     if lacks: raise ValueError(f'peer airbench: it needs {" and ".join(lacks)}')
     look_up('airbench training', target, [93,94,95,96])
-    import airbench
+    if num_distrib()>1: raise ValueError('peer airbench: it trains on the first GPU alone. Start cifar_bench without torchrun')
+    was = torch.backends.cudnn.benchmark
+    import airbench # which sets it
+    torch.backends.cudnn.benchmark = was
     folder,train,warm_up = tempfile.TemporaryDirectory(),getattr(airbench, f'train{target}'),getattr(airbench, f'warmup{target}')
     _airbench_images(path, folder.name)
     opt,quiet = sys.modules[train.__module__].hyp['opt'],contextlib.redirect_stdout(io.StringIO())
     n_steps = math.ceil(len(find_images(path).split('train'))//opt['batch_size']*opt['train_epochs'])
-    with working_directory(folder.name),quiet: warm_up()
+    with working_directory(folder.name),quiet,_tuned_convolutions(): warm_up()
 
+    @_tuned_convolutions()
     def run(seed):
         torch.manual_seed(seed)
         with working_directory(folder.name),contextlib.redirect_stdout(io.StringIO()) as out,PeakMemory('cuda') as memory: train(run=seed)

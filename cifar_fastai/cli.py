@@ -183,7 +183,7 @@ def _bench_peers(names, device, speed_only):
     "Names of the peers that take turns, and of those that are trained"
     cuda = torch.device(device or default_device()).type=='cuda'
     if names is None:
-        names = ['stock_fastai','bare_pytorch']+['airbench']*(cuda and not speed_only)
+        names = ['stock_fastai','bare_pytorch']+['airbench']*(cuda and not speed_only and num_distrib()<2)
         if 'airbench' in names and not importlib.util.find_spec('airbench'): names.pop(); print("without airbench: pip install 'cifar_fastai[bench]'")
     else: names = [look_up('peer', o.strip(), ['stock_fastai','bare_pytorch','airbench']) for o in names.split(',') if o.strip()]
     if 'airbench' in names and speed_only: raise ValueError('peer airbench is timed by whole trainings: leave out --speed-only')
@@ -201,8 +201,8 @@ def cifar_bench(
     seed:int=None, # Seed of the first; the recipe's unless given
     peers:str=None, # Peers with commas between: stock_fastai, bare_pytorch, airbench; all that can run here unless given
     rounds:int=3, # Turns of the recipe's learner and of each peer
-    steps:int=None, # Steps a turn; 6 unless given, 3 if quick
-    warmup:int=None, # Steps before the clock starts, each turn; 2 unless given, 1 if quick
+    steps:int=None, # Steps a turn; 6 unless given, 60 on a GPU, 3 if quick
+    warmup:int=None, # Steps before the clock starts, each turn; 2 unless given, 20 on a GPU, 1 if quick
     device:str=None, # cuda, cpu, mps; the best there is unless given
     fp32:store_true=False, # Single precision, where the device would gain by half
     no_tta:store_true=False, # No test-time augmentation at the end
@@ -230,11 +230,13 @@ def cifar_bench(
         except (ValueError,OSError) as e: _stop(f'cifar_bench: measured, but not written: {error_text(e)}')
     _hush()
     try:
-        n,steps,warmup = first(n, 2 if quick else 3),first(steps, 3 if quick else 6),first(warmup, 1 if quick else 2)
+        n = first(n, 2 if quick else 3)
         if n<1: raise ValueError(f'--n {n}: expected at least 1')
         r = _recipe(recipe, bs=first(bs, 64) if quick else bs, epochs=first(epochs, 2) if quick else epochs, seed=seed, half=False if fp32 else None)
         if quick and r.opt=='sgd': r = _with_lr(r, r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs) # a rate for the smaller batch
         _check_device(device)
+        cuda = torch.device(device or default_device()).type=='cuda'
+        steps,warmup = first(steps, 3 if quick else 60 if cuda else 6),first(warmup, 1 if quick else 20 if cuda else 2)
         turns,trained = _bench_peers(peers, device, speed_only)
         if csv: _can_write('csv', csv); check_columns(csv, bench_columns)
         if not speed_only: _can_write('plot', plot := plot or f'bench-{r.name}.png')
@@ -242,6 +244,7 @@ def cifar_bench(
         others = {o: airbench_training(path) for o in trained}
         device = str(torch.device(device or default_device()))
         if num_distrib()>1: # the trainings are spread over the processes; speeds side by side are for one
+            device = torch.device(device).type # which, is each process's own
             if speed_only: raise ValueError('--speed-only measures one device: start it without torchrun')
             rows,curves = repeats(r, path, n, device, not no_tta, others, report=report)
             return None if rank_distrib() else finish(rows, curves)
@@ -336,12 +339,12 @@ def _labelled_files(data, part, classes):
 
 @call_parse(pos=['model'])
 def cifar_eval(
-    model:str, # Folder of a run or its name in the folder runs, folder of a saved model, name of a released one, or an ONNX file
-    data:str=None, # cifar10, digits, or a folder with test/<class>/, or with <class>/; what it was trained on unless given, cifar10 for ONNX
+    model:str, # Folder of a run or its name in the folder runs, folder of a saved model, name of a released one, or a file in ONNX or another export format
+    data:str=None, # cifar10, digits, or a folder with test/<class>/, or with <class>/; what it was trained on unless given, cifar10 for a file
     part:str='test', # test or train
     tta:store_true=False, # Test-time augmentation: six views of each image
     csv:str=None, # File to write: a row for each image with its true and predicted class and the probabilities of both
-    device:str='cpu', # cuda, cpu, mps; not for ONNX
+    device:str='cpu', # cuda, cpu, mps; not for a file
 ):
     "Accuracy and calibration of a model on labelled images, and accuracy by class"
     try:

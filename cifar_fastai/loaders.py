@@ -150,7 +150,7 @@ class ResidentDL(SeededDL):
         if self.x is None or self._on!=self.device:
             self._load()
             self._on = self.device
-        idxs = torch.tensor(list(itertools.islice(self.get_idxs(), self.n)))
+        idxs = torch.from_numpy(np.array(list(itertools.islice(self.get_idxs(), self.n)), np.int64))
         for i in idxs.to(self.x.device).split(self.bs):
             if self.drop_last and len(i)<self.bs: break
             x = TensorImage(self.x[i].permute(0,3,1,2))
@@ -159,7 +159,9 @@ class ResidentDL(SeededDL):
 
     def new(self, dataset=None, cls=None, **kwargs):
         images = self.images if dataset is None or len(getattr(dataset,'items',[])) else None # an exported learner takes no pixels along
-        return super().new(dataset, cls, **{'images':images, 'size':self.size, **kwargs})
+        res = super().new(dataset, cls, **{'images':images, 'size':self.size, **kwargs})
+        if dataset is None and type(res) is type(self) and (res.images,res.size)==(images,self.size): res.x,res.y,res._on = self.x,self.y,self._on # they are on the device already
+        return res
 
 # %% ../nbs/02_loaders.ipynb #218ac461
 def stratified_split(

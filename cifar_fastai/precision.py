@@ -7,6 +7,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/precision.html.md"""
 # %% ../nbs/06_precision.ipynb #f14653d4
 from __future__ import annotations
 import ctypes,time
+from contextlib import contextmanager
+from types import MethodType
 from fastai.vision.all import *
 from fastai.callback import fp16
 from fastai.callback.fp16 import AMPMode
@@ -49,14 +51,24 @@ class MixedPrecision(fp16.MixedPrecision):
     def after_loss(self): _entered.pop().__exit__(None, None, None)
     def abandon(self): leave_autocast() # after an interrupted fit
 
+    def before_step(self):
+        "As fastai's, which besides reads the scale from the device at each step"
+        self.skipped = True
+        self.scaler.step(self)
+        if self.skipped: raise CancelStepException()
+
+    def region(self):
+        "A new autocast region, as in a fit, for what comes after it"
+        device = next((p.device for p in self.model.parameters()), self.dls.device).type
+        return torch.autocast(device, dtype=torch.bfloat16 if self.amp_mode==AMPMode.BF16 else torch.float16)
+
     def before_fit(self):
         leave_autocast()
         device = next((p.device for p in self.model.parameters()), self.dls.device).type
         if device=='cuda' and self.amp_mode==AMPMode.BF16 and not torch.cuda.is_bf16_supported():
             raise ValueError('bf16: this GPU has no bfloat16. Use to_fp16()')
-        dtype = torch.bfloat16 if self.amp_mode==AMPMode.BF16 else torch.float16
-        self.kwargs['enabled'] = dtype==torch.float16
-        self.autocast,self.learn.scaler,self.scales = torch.autocast(device, dtype=dtype),torch.amp.GradScaler(device, **self.kwargs),L()
+        self.kwargs['enabled'] = self.amp_mode==AMPMode.FP16
+        self.autocast,self.learn.scaler,self.scales = self.region(),torch.amp.GradScaler(device, **self.kwargs),L()
 
 # %% ../nbs/06_precision.ipynb #2954cf88
 def _side_by_side(x, n=16):
@@ -111,12 +123,23 @@ def _mallopt(**options):
 
 class KeepMemory(Callback):
     "While it trains on a CPU, let the process keep the memory that a step has freed for the next one; after the fit, the system gets it back. Only under glibc"
-    order = -100 # before anything is computed
+    order,kept = -100,False # before anything is computed
     def before_fit(self):
-        if torch.device(getattr(self.dls, 'device', None) or 'cpu').type=='cpu': _mallopt(mmap_max=0, trim_threshold=2**31-1, top_pad=2**28)
+        self.kept = torch.device(getattr(self.dls, 'device', None) or 'cpu').type=='cpu'
+        if self.kept: _mallopt(mmap_max=0, trim_threshold=2**31-1, top_pad=2**28)
 
-    def after_fit(self): _mallopt(mmap_max=65536, trim_threshold=2**17, top_pad=2**17)
+    def after_fit(self):
+        if self.kept: _mallopt(mmap_max=65536, trim_threshold=2**17, top_pad=2**17)
     abandon = after_fit # an interrupted fit
+
+# %% ../nbs/06_precision.ipynb #fcb6aa79
+@contextmanager
+def _tuned_convolutions():
+    "Let cuDNN choose its algorithms by trying"
+    was = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+    try: yield
+    finally: torch.backends.cudnn.benchmark = was
 
 # %% ../nbs/06_precision.ipynb #8a6bd3dc
 class Compile(Callback):
@@ -126,14 +149,18 @@ class Compile(Callback):
         **kwargs # For `torch.compile`: mode, backend, fullgraph, dynamic
     ): self.kwargs,self.seconds = kwargs,None
 
-    def before_fit(self): self.learn.model.compile(**self.kwargs)
+    def before_fit(self):
+        import torch._dynamo as dynamo
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64) # the graphs of all networks of a class count together: to train and to judge, of each size, with each part frozen
+        model = get_model(self.learn.model)
+        model.forward = torch.compile(MethodType(type(model).forward, model), **self.kwargs) # `model.compile` leaves an `nn.Sequential` as it is, in torch 2.11
     def before_batch(self): self._start = time.perf_counter() if self.seconds is None and self.training else None
     def after_batch(self):
         if self._start is None: return
         if self.loss.is_cuda: torch.cuda.synchronize()
         self.seconds = time.perf_counter()-self._start
 
-    def after_fit(self): self.learn.model._compiled_call_impl = None
+    def after_fit(self): get_model(self.learn.model).__dict__.pop('forward', None)
     abandon = after_fit # an interrupted fit
 
 # %% ../nbs/06_precision.ipynb #e3cd41f6

@@ -16,6 +16,7 @@ from .models import *
 from .optim import *
 from .schedule import *
 from .precision import *
+from .precision import _tuned_convolutions
 
 # %% auto #0
 __all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'QuickLoop', 'Whiten', 'progressive_side',
@@ -34,8 +35,9 @@ class History(Callback):
     def after_batch(self):
         if not self.yb: return
         n,part = len(self.yb[0]),'train' if self.training else 'valid'
-        right = (self.pred.detach().argmax(1)==self.yb[0]).sum() if self.pred.ndim==2 else tensor(0)
-        now = torch.stack([self.loss.detach().float().mean()*n, right.to(self.loss.device).float(), tensor(float(n), device=self.loss.device)])
+        loss = self.loss.detach().float().mean()
+        right = (self.pred.detach().argmax(1)==self.yb[0]).sum().to(loss) if self.pred.ndim==2 else torch.zeros_like(loss)
+        now = torch.stack([loss*n, right, torch.full_like(loss, n)]) # copying a number to a GPU would wait for all that it has to do
         self._sums[part] = self._sums[part].to(now.device)+now if part in self._sums else now
 
     def after_train(self): self._train_seconds = time.perf_counter()-self._start
@@ -179,7 +181,9 @@ class Whiten(Callback):
         with self.dls.train_ds.set_split_idx(1):
             batches = itertools.takewhile(lambda o: o[0]*dl.bs<self.n, enumerate(dl))
             x = torch.cat([b[0].as_subclass(Tensor) for _,b in batches])[:self.n]
-        set_whitening(get_model(self.learn.model), x)
+        model = get_model(self.learn.model)
+        set_whitening(model, x)
+        if hasattr(self.learn, 'distributed'): torch.distributed.broadcast(model.whiten.weight.data, 0) # the signs of eigenvectors are chance
 
     def before_batch(self):
         i,n,bias = self.epoch*self.n_iter+self.iter,self.epochs*self.n_iter,get_model(self.learn.model).whiten.bias
@@ -392,6 +396,7 @@ def _fit(learn, n_epoch, lrs, cbs):
     "Fit, together with the other processes if torchrun or accelerate launch started several"
     with contextlib.ExitStack() as together:
         together.callback(leave_autocast)
+        together.enter_context(_tuned_convolutions())
         if num_distrib()>1:
             from cifar_fastai.distributed import _lost_process
             together.enter_context(_lost_process())
