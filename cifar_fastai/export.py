@@ -216,6 +216,10 @@ def _onnx(who, *names):
     try: return [importlib.import_module(o) for o in names]
     except ImportError as e: raise ImportError(f"{who} needs {e.name}: pip install 'cifar_fastai[export]'") from None
 
+class _GlobalMax(nn.Module):
+    "`nn.AdaptiveMaxPool2d(1)`, which ONNX has no form of under torch 2.11"
+    def forward(self, x): return x.amax((2,3), keepdim=True)
+
 def to_onnx(
     learn, # A learner, or a model that `load_model` gave
     path, # ONNX file to write
@@ -228,6 +232,9 @@ def to_onnx(
     onnx,ort,_ = _onnx('to_onnx', 'onnx', 'onnxruntime', 'onnxscript')
     if Path(path).is_dir(): raise ValueError(f'to_onnx: {path} is a folder. Give a file in it, such as {Path(path)/"model.onnx"}')
     path,net,tolerance = Path(path),PixelModel(learn, logits).to(memory_format=torch.contiguous_format),tolerance if tolerance is not None else 2e-2 if half else 1e-4
+    for m in list(net.modules()):
+        for k,o in m.named_children():
+            if isinstance(o, nn.AdaptiveMaxPool2d) and o.output_size in (1,(1,1)): setattr(m, k, _GlobalMax())
     if isinstance(learn, Learner): # real images, where there are some
         with no_random(): x = learn.dls.valid.new(shuffle=False, bs=min(7, len(learn.dls.valid_ds))).one_batch()[0].as_subclass(Tensor).cpu().float()
         shown = ((x*net.std+net.mean)*255).round().clamp(0,255).byte().permute(0,2,3,1)
