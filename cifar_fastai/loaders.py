@@ -160,7 +160,7 @@ class ResidentDL(SeededDL):
     def new(self, dataset=None, cls=None, **kwargs):
         images = self.images if dataset is None or len(getattr(dataset,'items',[])) else None # an exported learner takes no pixels along
         res = super().new(dataset, cls, **{'images':images, 'size':self.size, **kwargs})
-        if dataset is None and type(res) is type(self) and (res.images,res.size)==(images,self.size): res.x,res.y,res._on = self.x,self.y,self._on # they are on the device already
+        if dataset is None and type(res) is type(self) and res.images is images and res.size==self.size: res.x,res.y,res._on = self.x,self.y,self._on # they are on the device already
         return res
 
 # %% ../nbs/02_loaders.ipynb #218ac461
