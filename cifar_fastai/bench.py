@@ -316,9 +316,9 @@ def accuracy_of(
     "The share of right answers, with as little as possible around it"
     model = MultiCrop(learn.model, unsure=float(tta)) if tta else learn.model
     model.eval()
-    half = getattr(learn, 'mixed_precision', None)
+    region = getattr(getattr(learn, 'mixed_precision', None), 'region', contextlib.nullcontext)
     right = n = 0
-    with half.region() if isinstance(half, MixedPrecision) else contextlib.nullcontext():
+    with region():
         for x,y in learn.dls.valid if dl is None else dl:
             right,n = right+(model(x.as_subclass(Tensor)).argmax(1)==y.as_subclass(Tensor)).sum(),n+len(y)
     return right.item()/n

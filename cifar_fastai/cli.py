@@ -235,16 +235,15 @@ def cifar_bench(
         r = _recipe(recipe, bs=first(bs, 64) if quick else bs, epochs=first(epochs, 2) if quick else epochs, seed=seed, half=False if fp32 else None)
         if quick and r.opt=='sgd': r = _with_lr(r, r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs) # a rate for the smaller batch
         _check_device(device)
-        cuda = torch.device(device or default_device()).type=='cuda'
+        device = torch.device(device or default_device())
+        device,cuda = device.type if num_distrib()>1 else str(device),device.type=='cuda' # of several processes, each has a GPU of its own
         steps,warmup = first(steps, 3 if quick else 60 if cuda else 6),first(warmup, 1 if quick else 20 if cuda else 2)
         turns,trained = _bench_peers(peers, device, speed_only)
         if csv: _can_write('csv', csv); check_columns(csv, bench_columns)
         if not speed_only: _can_write('plot', plot := plot or f'bench-{r.name}.png')
         path = data_path(data or ('digits' if quick else 'cifar10'))
         others = {o: airbench_training(path) for o in trained}
-        device = str(torch.device(device or default_device()))
         if num_distrib()>1: # the trainings are spread over the processes; speeds side by side are for one
-            device = torch.device(device).type # which, is each process's own
             if speed_only: raise ValueError('--speed-only measures one device: start it without torchrun')
             rows,curves = repeats(r, path, n, device, not no_tta, others, report=report)
             return None if rank_distrib() else finish(rows, curves)
