@@ -193,7 +193,7 @@ def _minutes(seconds): return f'{seconds:.0f} s' if seconds<100 else f'{seconds/
 
 @call_parse(pos=['recipe'])
 def cifar_bench(
-    recipe:str='davidnet', # Name of the recipe
+    recipe:str=None, # Name of the recipe; davidnet unless given, speedrun if quick
     data:str=None, # cifar10, digits, or a folder; cifar10 unless given, digits if quick
     bs:int=None, # Batch size; the recipe's unless given, 64 if quick
     epochs:int=None, # Epochs of each training; the recipe's unless given, 2 if quick
@@ -230,7 +230,7 @@ def cifar_bench(
         except (ValueError,OSError) as e: _stop(f'cifar_bench: measured, but not written: {error_text(e)}')
     _hush()
     try:
-        n = first(n, 2 if quick else 3)
+        recipe,n = first(recipe, 'speedrun' if quick else 'davidnet'),first(n, 2 if quick else 3)
         if n<1: raise ValueError(f'--n {n}: expected at least 1')
         r = _recipe(recipe, bs=first(bs, 64) if quick else bs, epochs=first(epochs, 2) if quick else epochs, seed=seed, half=False if fp32 else None)
         if quick and r.opt=='sgd': r = _with_lr(r, r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs) # a rate for the smaller batch
