@@ -428,7 +428,7 @@ class _Corrupt(Transform):
         store_attr()
         self.start_epoch(0)
 
-    def start_epoch(self, epoch): self.g = torch.Generator().manual_seed(self.seed) # whenever it is gone through
+    def start_epoch(self, epoch, n_images=None): self.g = torch.Generator().manual_seed(self.seed) # whenever it is gone through
     def encodes(self, x:TensorImage): return TensorImage(self.f(x.as_subclass(Tensor), self.severity, self.g).clamp(0,1))
 
 def corrupt_dl(

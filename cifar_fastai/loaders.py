@@ -31,13 +31,22 @@ class SeededDL(TfmdDL):
     def before_iter(self):
         super().before_iter()
         self.now = self.epoch
+        split_idx = getattr(self.dataset, 'split_idx', None)
         for tfm in [*self.after_item.fs, *self.after_batch.fs]:
-            if hasattr(tfm, 'start_epoch'): tfm.start_epoch(self.now)
+            runs_here = getattr(tfm, 'split_idx', None) in (None,split_idx) # loaders of one `DataLoaders` share transforms
+            if runs_here and hasattr(tfm, 'start_epoch'): tfm.start_epoch(self.now, self.n)
         if self.shuffle: self.epoch += 1
 
-    def shuffle_fn(self, idxs):
+    def order(self) -> Tensor: # int64 [n]
+        "Indices of this process's images, in the order of the epoch"
         g = torch.Generator().manual_seed(derive_seed(self.seed, self.now))
-        return [idxs[i] for i in torch.randperm(len(idxs), generator=g).tolist()]
+        idxs = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
+        if self.world==1: return idxs
+        bs = self.bs*self.world
+        if self.drop_last: idxs = idxs[:len(idxs)//bs*bs]
+        return torch.cat([b[self.rank::self.world] for b in idxs.split(bs)])
+
+    def get_idxs(self): return self.order().tolist() if self.indexed else super().get_idxs()
 
     def share(self,
         rank:int=0, # Number of this process, from 0
@@ -56,12 +65,6 @@ class SeededDL(TfmdDL):
     ) -> int:
         "Images in a batch, of all processes together"
         return min(self.bs*self.world, self.n-i*self.bs*self.world)
-
-    def get_idxs(self):
-        idxs = super().get_idxs()
-        if self.world==1: return idxs
-        whole = chunked(list(idxs), self.bs*self.world, drop_last=self.drop_last)
-        return [i for b in whole for i in b[self.rank::self.world]]
 
     def __len__(self):
         n,bs = self.n,self.bs*self.world
@@ -150,12 +153,20 @@ class ResidentDL(SeededDL):
         if self.x is None or self._on!=self.device:
             self._load()
             self._on = self.device
-        idxs = torch.from_numpy(np.array(list(itertools.islice(self.get_idxs(), self.n)), np.int64))
-        for i in idxs.to(self.x.device).split(self.bs):
-            if self.drop_last and len(i)<self.bs: break
+        own_order = getattr(self.get_idxs, '__func__', None) is SeededDL.get_idxs
+        idxs = self.order() if own_order else torch.tensor(list(self.get_idxs()))
+        if self.drop_last: idxs = idxs[:len(idxs)//self.bs*self.bs]
+        for i in idxs.to(self.x.device).split(self.bs*self._n_at_once()):
             x = TensorImage(self.x[i].permute(0,3,1,2))
-            yield self.after_batch((x,) if self.y is None else (x,TensorCategory(self.y[i])))
+            batches = self.after_batch((x,) if self.y is None else (x,TensorCategory(self.y[i])))
+            yield from zip(*(o.split(self.bs) for o in batches))
         self.after_iter()
+
+    def _n_at_once(self):
+        "Number of batches to transform together: on an accelerator as many as fit into 256 MB, if each image is transformed by itself"
+        by_image = all(isinstance(o, (BatchAugment,IntToFloatTensor,Normalize)) for o in self.after_batch.fs)
+        if self.device.type=='cpu' or not by_image: return 1
+        return max(1, 2**26//(self.bs*self.x[0].numel()))
 
     def new(self, dataset=None, cls=None, **kwargs):
         images = self.images if dataset is None or len(getattr(dataset,'items',[])) else None # an exported learner takes no pixels along
