@@ -14,6 +14,10 @@ from pathlib import Path
 
 started = time.monotonic()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent)) # the library of this tree
+import fastai, pandas as pd, torch, cifar_fastai
+from cifar_fastai.all import Compile, Linear, ProgressCallback, default_device, device_name, find_images, find_runs, get_cifar10, get_digits, git_commit, load_images, model_input, recipes, resume, save_model, train_runs
+from cifar_fastai.bench import accuracy_of, airbench_training, learner_overhead, repeats
+
 part_bytes = 15_000_000 # of an archive of weights
 
 @dataclass
@@ -28,15 +32,13 @@ class Row:
 
 def table(quick):
     "What there is to measure, in the order in which it is started"
-    from cifar_fastai.all import Linear, recipes
     fill, bf16 = recipes['davidnet'].policy.but(published_fill=True), dict(half='bf16')
     if quick:
         tiny = dict(epochs=2, bs=250, model_args=dict(widths=[8,16,16], depth=1))
         return [
             Row('tiny', 'speedrun', dict(tiny, half='bf16'), (0,1), compiled=True),
             Row('diverges', 'speedrun', dict(tiny, opt='sgd', opt_args={}, schedule=Linear(1e30))),
-            Row('tiny_published_fill', 'speedrun', dict(tiny, policy=fill), weight=.5),
-            Row('tiny_held_out', 'speedrun', dict(tiny, valid=.1)),
+            Row('tiny_held_out', 'speedrun', dict(tiny, policy=fill, valid=.1), weight=.5),
             Row('tiny_repeats', 'speedrun', tiny, (0,1), kind='repeats'),
             Row('speed_tiny', 'speedrun', tiny, kind='speed'),
         ]
@@ -73,7 +75,7 @@ def done_file(out, name, seed, suffix='.json'): return out/'done'/f'{name}-s{see
 def child(a):
     "Measure one row of the table, for some of its seeds"
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.default_int_handler) # a shell may have them ignored
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(int(a.one[2]),), daemon=True).start()
     row = next(o for o in table(a.quick) if o.name==a.one[0])
     dict(training=train, repeats=repeat, speed=speed)[row.kind](row, parse_seeds(a.one[1]), a)
 
@@ -82,14 +84,8 @@ def end_with(parent):
     while os.getppid()==parent: time.sleep(1)
     os.kill(os.getpid(), signal.SIGINT)
 
-def data_path(a):
-    from cifar_fastai.all import get_cifar10, get_digits
-    return get_cifar10() if a.data=='cifar10' else get_digits()
-
 def save_line(a, row, name, seed, **line):
     "Write what was measured, with what it depends on: the last file of each measurement"
-    import fastai, torch, cifar_fastai
-    from cifar_fastai.all import default_device, device_name, git_commit
     versions = dict(python=sys.version.split()[0], torch=torch.__version__, fastai=fastai.__version__, cifar_fastai=cifar_fastai.__version__)
     about = dict(data=a.data, device=device_name(default_device()), versions=versions, commit=a.commit or git_commit(), date=time.strftime('%Y-%m-%d'))
     line = {k: v.item() if hasattr(v, 'item') else v for k,v in line.items()} # numpy's numbers
@@ -97,10 +93,8 @@ def save_line(a, row, name, seed, **line):
 
 def train(row, seeds, a):
     "Train one seed into a run folder"
-    import torch
-    from cifar_fastai.all import Compile, ProgressCallback, find_runs, recipes, resume, train_runs
     seed, = seeds
-    name, path, kept = f'{row.name}-s{seed}', data_path(a), {}
+    name, kept = f'{row.name}-s{seed}', {}
     compiled = row.compiled and torch.cuda.is_available()
     def callbacks(): return [Compile(mode='reduce-overhead')] if compiled else []
     def before(recipe, learn, run):
@@ -115,21 +109,19 @@ def train(row, seeds, a):
     else:
         for o in earlier: shutil.rmtree(o.path)
         recipe = recipes[row.recipe].but(seed=seed, **row.changes)
-        run, = train_runs(recipe, path, root=a.out/'runs', name=name, cbs=callbacks, checkpoints=a.checkpoints, before=before)
+        run, = train_runs(recipe, a.path, root=a.out/'runs', name=name, cbs=callbacks, checkpoints=a.checkpoints, before=before)
     if run.state!='done': sys.exit(run.info['reason'])
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN) # what is left takes seconds
-    save_training(row, seed, a, run, kept['learn'], compiled, path)
+    save_training(row, seed, a, run, kept['learn'], compiled)
 
-def save_training(row, seed, a, run, learn, compiled, path):
+def save_training(row, seed, a, run, learn, compiled):
     "Write the weights, the epochs and the line of a training"
-    from cifar_fastai.all import model_input, save_model
-    from cifar_fastai.bench import accuracy_of
     history, info, recipe = run.history(), run.info, learn.recipe
     last, best = history.iloc[-1], history.loc[history.valid_accuracy.idxmax()]
     accuracies = dict(final_accuracy=float(last.valid_accuracy), best_accuracy=float(best.valid_accuracy), tta_accuracy=accuracy_of(learn, tta=True))
     if recipe.valid!='test':
         norm = model_input(learn.dls)
-        test = recipe.but(valid='test').dls(path, stats=(tuple(norm['mean']), tuple(norm['std']))).valid
+        test = recipe.but(valid='test').dls(a.path, stats=(tuple(norm['mean']), tuple(norm['std']))).valid
         accuracies.update(test_accuracy=accuracy_of(learn, test), test_tta_accuracy=accuracy_of(learn, test, tta=True))
     save_model(learn, a.out/'weights'/row.name/f's{seed}', name=row.name, half=True, results=accuracies)
     write(done_file(a.out, row.name, seed, '.csv'), history.assign(name=row.name, seed=seed).to_csv(index=False))
@@ -139,26 +131,22 @@ def save_training(row, seed, a, run, learn, compiled, path):
 
 def repeat(row, seeds, a):
     "Train seeds against the clock; the speed run beside airbench, if that is there"
-    from cifar_fastai.all import default_device, recipes
-    from cifar_fastai.bench import airbench_training, repeats
-    path, recipe, others = data_path(a), recipes[row.recipe].but(seed=seeds[0], **row.changes), {}
+    recipe, others = recipes[row.recipe].but(seed=seeds[0], **row.changes), {}
     if row.name=='speedrun':
-        try: others['airbench'] = airbench_training(path)
+        try: others['airbench'] = airbench_training(a.path)
         except ValueError as e: print(e)
     def report(result):
         print(result, flush=True)
         learner, precision = result['learner'], recipe.precision(default_device())
         save_line(a, row, row.name if learner=='cifar_fastai' else f'{row.name}_{learner}', precision=precision, recipe=recipe.to_dict(), **result)
-    curves = repeats(recipe, path, n=len(seeds), others=others, report=report)[1]
+    curves = repeats(recipe, a.path, n=len(seeds), others=others, report=report)[1]
     write(a.out/'results'/f'{row.name}-curves-from-s{seeds[0]}.csv', curves.to_csv(index=False))
 
 def speed(row, seeds, a):
     "Images per second and seconds per epoch of a recipe's learner and of its bare loop"
-    from cifar_fastai.all import default_device, recipes
-    from cifar_fastai.bench import learner_overhead
-    path, recipe = data_path(a), recipes[row.recipe].but(**row.changes)
-    n, cuda = len(recipe.dls(path).train_ds), default_device().type=='cuda'
-    o = learner_overhead(recipe, path, rounds=5 if cuda else 2, steps=60 if cuda else 4, warmup=15 if cuda else 2).iloc[0]
+    recipe, cuda = recipes[row.recipe].but(**row.changes), default_device().type=='cuda'
+    n = len(recipe.dls(a.path).train_ds)
+    o = learner_overhead(recipe, a.path, rounds=5 if cuda else 2, steps=60 if cuda else 4, warmup=15 if cuda else 2).iloc[0]
     save_line(a, row, row.name, seeds[0], precision=recipe.precision(default_device()), learner_images_per_second=o.cifar_fastai, learner_seconds_per_epoch=n/o.cifar_fastai,
               bare_loop_images_per_second=o.bare_pytorch, bare_loop_seconds_per_epoch=n/o.bare_pytorch, ratio=o.ratio, spread=o.spread, recipe=recipe.to_dict())
 
@@ -198,13 +186,11 @@ def missing_jobs(planned, out):
     return res
 
 def start(job, a):
-    args = ['--one', job.row.name, ','.join(map(str, job.seeds)), '--out', a.out, '--data', a.data, '--commit', a.commit]
-    args += ['--quick'] if a.quick else []
-    args += ['--checkpoints'] if a.checkpoints else []
+    args = [*sys.argv[1:], '--one', job.row.name, ','.join(map(str, job.seeds)), str(os.getpid())]
     env = dict(os.environ, PYTHONUNBUFFERED='1', MPLBACKEND='agg', NO_ALBUMENTATIONS_UPDATE='1')
     if not job.alone: env.update(OMP_NUM_THREADS='2', TORCHINDUCTOR_COMPILE_THREADS='2')
     with open(a.out/'logs'/f'{job.key}.log', 'ab') as log:
-        job.process = subprocess.Popen([sys.executable, __file__, *map(str, args)], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
+        job.process = subprocess.Popen([sys.executable, __file__, *args], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
     print(f'{time.monotonic()-started:6.1f} s  started {job.key}', flush=True)
 
 def fits(job, running, n_jobs):
@@ -237,11 +223,10 @@ def measure(a):
     told, running, n_done, end = [], [], -1, started+60*a.minutes-20
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda number, frame: told.append(number))
     for o in ('logs','results','done','errors','runs'): (a.out/o).mkdir(parents=True, exist_ok=True)
-    from cifar_fastai.all import find_images, load_images
     rows = table(a.quick)
     planned = plan(a, rows)
     queue = missing_jobs(planned, a.out)
-    load_images(find_images(data_path(a))) # makes the pixel cache, once
+    load_images(find_images(a.path)) # makes the pixel cache, once
     while (queue or running) and not told and time.monotonic()<end:
         while queue and fits(queue[0], running, a.jobs):
             start(queue[0], a)
@@ -264,7 +249,6 @@ def measure(a):
 
 def collect(a, rows, planned):
     "Write all results; the number of those that are missing"
-    import pandas as pd
     order = {o.name: i for i,o in enumerate(rows)}
     lines = [json.loads(o.read_text()) for o in (a.out/'done').glob('*.json')]
     lines.sort(key=lambda o: (order.get(o['name'].replace('_airbench', ''), len(order)), o['name'], o['seed']))
@@ -325,14 +309,13 @@ def main():
     p.add_argument('--pack', type=Path, help='folder of what to bring home; default DIR/pack')
     p.add_argument('--pack-mb', type=float, default=45., help='the most megabytes of weights to pack (default 45)')
     p.add_argument('--quick', action='store_true', help='rehearse: tiny networks on digits')
-    p.add_argument('--one', nargs=2, help=argparse.SUPPRESS) # name and seeds, in a process of its own
+    p.add_argument('--one', nargs=3, help=argparse.SUPPRESS) # name, seeds and the process that starts it
     a = p.parse_args()
     a.out, a.data = a.out.resolve(), a.data or ('digits' if a.quick else 'cifar10')
     a.pack = (a.pack or a.out/'pack').resolve()
-    if a.one: return child(a)
-    if a.jobs is None:
-        import torch
-        a.jobs = 6 if torch.cuda.is_available() else 1
-    sys.exit(measure(a)>0)
+    a.path = get_cifar10() if a.data=='cifar10' else get_digits()
+    a.jobs = a.jobs or (6 if torch.cuda.is_available() else 1)
+    if a.one: child(a)
+    else: sys.exit(measure(a)>0)
 
 if __name__=='__main__': main()
