@@ -124,8 +124,9 @@ class GlobalAvgPool(nn.Module):
     def forward(self, x): return F.avg_pool2d(x, x.shape[-2:])
 
 class GlobalMaxPool(nn.Module):
-    "Maximum of each feature map, [N, C, 1, 1], as `amax`: faster than `nn.AdaptiveMaxPool2d(1)`, and a compiler can fuse it"
-    def forward(self, x): return x.amax((2,3), keepdim=True)
+    "Maximum of each feature map, [N, C, 1, 1]. A compiler fuses it, unlike `nn.AdaptiveMaxPool2d(1)`"
+    # not `amax`: its gradient looks for the maximum by `==`, which fails where a fused kernel has not rounded to bf16
+    def forward(self, x): return F.max_pool2d(x, x.shape[-2:])
 
 @register_model
 def attention_net(
