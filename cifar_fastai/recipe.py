@@ -352,7 +352,7 @@ class Recipe:
     def _compile_cbs(self, dls):
         if not self.compile: return []
         on_cuda = torch.device(dls.device).type=='cuda'
-        return [Compile(mode='reduce-overhead' if on_cuda else 'default')]
+        return [Compile(mode='reduce-overhead' if on_cuda else 'default', dynamic=False)]
 
     def splitter(self):
         "The parameter groups, for `Learner`"

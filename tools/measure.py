@@ -96,7 +96,7 @@ def train(row, seeds, a):
     seed, = seeds
     name, kept = f'{row.name}-s{seed}', {}
     compiled = row.compiled and torch.cuda.is_available()
-    def callbacks(): return [Compile(mode='reduce-overhead')] if compiled else []
+    def callbacks(): return [Compile(mode='reduce-overhead', dynamic=False)] if compiled else []
     def before(recipe, learn, run):
         learn.remove_cb(ProgressCallback) # a line for each epoch in the log
         kept['learn'] = learn
@@ -188,7 +188,7 @@ def missing_jobs(planned, out):
 def start(job, a):
     args = [*sys.argv[1:], '--one', job.row.name, ','.join(map(str, job.seeds)), str(os.getpid())]
     env = dict(os.environ, PYTHONUNBUFFERED='1', MPLBACKEND='agg', NO_ALBUMENTATIONS_UPDATE='1')
-    if not job.alone: env.update(OMP_NUM_THREADS='2', TORCHINDUCTOR_COMPILE_THREADS='2')
+    if not job.alone: env.update(OMP_NUM_THREADS='2', TORCHINDUCTOR_COMPILE_THREADS='4')
     with open(a.out/'logs'/f'{job.key}.log', 'ab') as log:
         job.process = subprocess.Popen([sys.executable, __file__, *args], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
     print(f'{time.monotonic()-started:6.1f} s  started {job.key}', flush=True)
