@@ -1,7 +1,7 @@
 """Measure everything on a GPU that is rented by the minute.
 
     python tools/measure.py --minutes 9 --out DIR                          # the whole table, in its order
-    python tools/measure.py --minutes 9 --out DIR --only resnet18:0-2 davidnet:0 speedrun
+    python tools/measure.py --minutes 9 --out DIR --only resnet18:0,1 davidnet:0 speedrun
     python tools/measure.py --quick --minutes 3 --out DIR                  # a rehearsal: tiny networks, digits
 
 Each training is a process of its own; several share the device. What is done is written out at once, and it stops in
@@ -154,14 +154,11 @@ def speed(row, a):
     n = len(recipe.dls(a.path).train_ds)
     turns = dict(rounds=5, steps=60, warmup=15) if torch.cuda.is_available() else dict(rounds=2, steps=4, warmup=2)
     o = learner_overhead(recipe, a.path, **turns).iloc[0]
-    rates = dict(learner_images_per_second=o.cifar_fastai, bare_loop_images_per_second=o.bare_pytorch)
-    seconds = {k.replace('images_per_second', 'seconds_per_epoch'): n/v for k,v in rates.items()}
-    save_line(a, row, recipe, row.name, row.seeds[0], **rates, **seconds, ratio=o.ratio, spread=o.spread)
+    rates = dict(learner_images_per_second=o.cifar_fastai, learner_seconds_per_epoch=n/o.cifar_fastai,
+                 bare_loop_images_per_second=o.bare_pytorch, bare_loop_seconds_per_epoch=n/o.bare_pytorch)
+    save_line(a, row, recipe, row.name, row.seeds[0], **rates, ratio=o.ratio, spread=o.spread)
 
-def parse_seeds(text):
-    "(0, 3, 4, 5) of '0,3-5'"
-    ends = [part.split('-') for part in text.split(',')]
-    return tuple(seed for o in ends for seed in range(int(o[0]), int(o[-1])+1))
+def parse_seeds(text): return tuple(map(int, text.split(',')))
 
 def plan(a, rows):
     "All rows of the table, or those of --only with their seeds"
@@ -183,10 +180,10 @@ def start(job, a):
     seeds = ','.join(map(str, job.seeds))
     args = [sys.executable, __file__, *sys.argv[1:], '--one', job.name, seeds, str(os.getpid())]
     env = dict(os.environ, PYTHONUNBUFFERED='1', MPLBACKEND='agg', NO_ALBUMENTATIONS_UPDATE='1')
-    if not job.alone: env.update(OMP_NUM_THREADS='2', TORCHINDUCTOR_COMPILE_THREADS='2')
+    threads = str(max(1, min(2, os.cpu_count()//a.jobs)))
+    if not job.alone: env.update(OMP_NUM_THREADS=threads, TORCHINDUCTOR_COMPILE_THREADS=threads)
     with open(a.out/'logs'/f'{job.key}.log', 'ab') as log:
-        streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        job.process = subprocess.Popen(args, env=env, start_new_session=True, **streams)
+        job.process = subprocess.Popen(args, env=env, start_new_session=True, stdout=log, stderr=log)
     print(f'{time.monotonic()-started:6.1f} s  started {job.key}', flush=True)
 
 def fits(job, running, n_jobs):
@@ -298,7 +295,7 @@ def main():
     p.add_argument('--out', type=Path, required=True, help='folder of all that is measured')
     p.add_argument('--data', choices=['cifar10','digits'], help='default cifar10; digits with --quick')
     p.add_argument('--jobs', type=int, help='trainings at a time; default 6 on CUDA, else 1')
-    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='what, in this order: davidnet:0,1 speedrun:0-24')
+    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='what, in this order: resnet18:0 davidnet:0,1 speedrun')
     p.add_argument('--checkpoints', action='store_true', help='write checkpoints, and go on from them')
     p.add_argument('--commit', default='', help='of the library, where git does not know')
     p.add_argument('--pack', type=Path, help='folder of what to bring home; default DIR/pack')
