@@ -269,13 +269,13 @@ def summary(out, lines, planned):
     for name in dict.fromkeys(o['name'] for o in lines):
         found = pd.DataFrame([o for o in lines if o['name']==name]).filter(regex='accuracy|second|ratio')
         for k, (n, *values) in found.agg(['count','mean','std','min','max']).items():
-            form = '.2%' if 'accuracy' in k else '.4g'
-            text.append(f'| {name} | {k} | {n:.0f} | {" | ".join(format(o, form) for o in values)} |')
+            form = '.2%' if 'accuracy' in k else ',.4f'
+            text.append(f'| {name} | {k} | {n:.0f} | {" | ".join("" if pd.isna(o) else format(o, form) for o in values)} |')
     missing = [f'{row.name}-s{s}' for row in planned for s in row.seeds if not done_file(out, row.name, s).exists()]
     errors = [f'{o.stem}: {o.read_text()}' for o in sorted((out/'errors').glob('*.txt'))]
     for heading, items in dict(Missing=missing, Errors=errors).items():
         text += ['', f'## {heading}', '', *[f'- {o}' for o in items or ['none']]]
-    return '\n'.join(text).replace('nan%', '').replace('nan', '')+'\n', len(missing)
+    return '\n'.join(text)+'\n', len(missing)
 
 def pack_weights(a, rows):
     "Cut an archive of the weights into parts; models that would take it over --pack-mb are left out"
@@ -295,7 +295,7 @@ def main():
     p.add_argument('--out', type=Path, required=True, help='folder of all that is measured')
     p.add_argument('--data', choices=['cifar10','digits'], help='default cifar10; digits with --quick')
     p.add_argument('--jobs', type=int, help='trainings at a time; default 6 on CUDA, else 1')
-    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='what, in this order: resnet18:0 davidnet:0,1 speedrun')
+    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='in this order: resnet18:0 davidnet:0,1 speedrun')
     p.add_argument('--checkpoints', action='store_true', help='write checkpoints, and go on from them')
     p.add_argument('--commit', default='', help='of the library, where git does not know')
     p.add_argument('--pack', type=Path, help='folder of what to bring home; default DIR/pack')
