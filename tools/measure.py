@@ -173,7 +173,7 @@ def missing_jobs(planned, out):
     for row in planned:
         missing = tuple(s for s in row.seeds if not done_file(out, row.name, s).exists())
         if not row.alone: res += [replace(row, seeds=(s,)) for s in missing]
-        elif missing: res.append(replace(row, seeds=missing))
+        elif missing: res.append(replace(row, seeds=missing)) # `repeats` takes consecutive seeds
     return res
 
 def start(job, a):
@@ -270,7 +270,8 @@ def summary(out, lines, planned):
         found = pd.DataFrame([o for o in lines if o['name']==name]).filter(regex='accuracy|second|ratio')
         for k, (n, *values) in found.agg(['count','mean','std','min','max']).items():
             form = '.2%' if 'accuracy' in k else ',.4f'
-            text.append(f'| {name} | {k} | {n:.0f} | {" | ".join("" if pd.isna(o) else format(o, form) for o in values)} |')
+            cells = ['' if pd.isna(o) else format(o, form) for o in values]
+            text.append(f'| {name} | {k} | {n:.0f} | {" | ".join(cells)} |')
     missing = [f'{row.name}-s{s}' for row in planned for s in row.seeds if not done_file(out, row.name, s).exists()]
     errors = [f'{o.stem}: {o.read_text()}' for o in sorted((out/'errors').glob('*.txt'))]
     for heading, items in dict(Missing=missing, Errors=errors).items():
