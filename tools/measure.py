@@ -1,22 +1,23 @@
 """Measure everything on a GPU that is rented by the minute.
 
     python tools/measure.py --minutes 9 --out DIR                          # the whole table, in its order
-    python tools/measure.py --minutes 9 --out DIR --only resnet18:0-2 davidnet:0 speedrun
+    python tools/measure.py --minutes 9 --out DIR --only resnet18:0,1 davidnet:0 speedrun
     python tools/measure.py --quick --minutes 3 --out DIR                  # a rehearsal: tiny networks, digits
 
 Each training is a process of its own; several share the device. What is done is written out at once, and it stops in
 time. Started again with the same DIR, it does what is missing. DIR/pack is what to bring home: results.tar.gz (tables,
 summary, logs) and the weights of the lowest finished seed of each name, for `load_model`: `cat weights-*.tar | tar x`.
 """
-import argparse, contextlib, gzip, io, json, math, os, re, shutil, signal, statistics, subprocess, sys, tarfile, threading, time
-from dataclasses import dataclass, field
-from pathlib import Path
-
+import time
 started = time.monotonic()
+import sys
+from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent)) # the library of this tree
-import fastai, pandas as pd, torch, cifar_fastai
-from cifar_fastai.all import Compile, Linear, ProgressCallback, default_device, device_name, find_images, find_runs, get_cifar10, get_digits, git_commit, load_images, model_input, recipes, resume, save_model, train_runs
-from cifar_fastai.bench import accuracy_of, airbench_training, learner_overhead, repeats
+from cifar_fastai.all import *
+from cifar_fastai.bench import *
+import argparse, contextlib, gzip, io, json, os, re, shutil, signal, statistics, subprocess, tarfile, threading
+import fastai, cifar_fastai
+from dataclasses import dataclass, field, replace
 
 part_bytes = 15_000_000 # of an archive of weights
 
@@ -29,6 +30,13 @@ class Row:
     compiled: bool = False # By `Compile(mode='reduce-overhead')`, on CUDA
     weight: float = 1. # Share of one of the --jobs places
     kind: str = 'training' # 'repeats' and 'speed' are timed: nothing else runs on the device
+    process: subprocess.Popen = None # That measures it
+    sharing: int = 1 # The most trainings that ran at a time while this one did
+    @property
+    def key(self): return f'{self.name}-s{self.seeds[0]}'
+    @property
+    def alone(self): return self.kind!='training'
+    def recipe_of(self, seed): return recipes[self.recipe].but(seed=seed, **self.changes)
 
 def table(quick):
     "What there is to measure, in the order in which it is started"
@@ -47,10 +55,8 @@ def table(quick):
         Row('layernorm_resnet18', 'layernorm_resnet18', bf16, (0,1), compiled=True),
         Row('davidnet', 'davidnet', seeds=(0,1,2)),
         Row('davidnet_published_fill', 'davidnet', dict(policy=fill), (0,1,2)),
-        Row('resnet18_modern', 'resnet18_modern', seeds=(0,1,2)),
-        Row('layernorm_resnet18_modern', 'layernorm_resnet18_modern', seeds=(0,1,2)),
-        Row('attention_modern', 'attention_modern', seeds=(0,1,2,3,4), weight=.5),
-        Row('attention', 'attention', seeds=(0,1,2,3,4), weight=.5),
+        *[Row(o, o, seeds=(0,1,2)) for o in ('resnet18_modern','layernorm_resnet18_modern')],
+        *[Row(o, o, seeds=(0,1,2,3,4), weight=.5) for o in ('attention_modern','attention')],
         Row('davidnet_held_out', 'davidnet', dict(valid=.1), (0,1)),
         Row('speedrun', 'speedrun', seeds=tuple(range(25)), kind='repeats'), # airbench beside it
         Row('speedrun96', 'speedrun96', seeds=(0,1,2), kind='repeats'),
@@ -62,145 +68,132 @@ def write(file, data):
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     side = file.with_name(f'.{file.name}.{os.getpid()}')
-    with open(side, 'wb') as f:
-        f.write(data if isinstance(data, bytes) else data.encode())
-        f.flush()
-        os.fsync(f.fileno())
+    side.write_bytes(data if isinstance(data, bytes) else data.encode())
     os.replace(side, file)
 
 def done_file(out, name, seed, suffix='.json'): return out/'done'/f'{name}-s{seed}{suffix}'
 
-# ---- A process that measures one row ----
+def on_signals(handler):
+    for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, handler)
 
 def child(a):
     "Measure one row of the table, for some of its seeds"
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.default_int_handler) # a shell may have them ignored
+    on_signals(signal.default_int_handler) # a shell may have them ignored
     threading.Thread(target=end_with, args=(int(a.one[2]),), daemon=True).start()
     row = next(o for o in table(a.quick) if o.name==a.one[0])
-    dict(training=train, repeats=repeat, speed=speed)[row.kind](row, parse_seeds(a.one[1]), a)
+    dict(training=train, repeats=repeat, speed=speed)[row.kind](replace(row, seeds=parse_seeds(a.one[1])), a)
 
 def end_with(parent):
     "Interrupt this process when the one that started it is gone"
     while os.getppid()==parent: time.sleep(1)
     os.kill(os.getpid(), signal.SIGINT)
 
-def save_line(a, row, name, seed, **line):
+def save_line(a, row, recipe, name, seed, **line):
     "Write what was measured, with what it depends on: the last file of each measurement"
-    versions = dict(python=sys.version.split()[0], torch=torch.__version__, fastai=fastai.__version__, cifar_fastai=cifar_fastai.__version__)
-    about = dict(data=a.data, device=device_name(default_device()), versions=versions, commit=a.commit or git_commit(), date=time.strftime('%Y-%m-%d'))
+    device = default_device()
+    versions = {o.__name__: o.__version__ for o in (torch, fastai, cifar_fastai)}
+    about = dict(data=a.data, device=device_name(device), precision=recipe.precision(device), versions=versions,
+                 commit=a.commit or git_commit(), date=time.strftime('%Y-%m-%d'), recipe=recipe.to_dict())
     line = {k: v.item() if hasattr(v, 'item') else v for k,v in line.items()} # numpy's numbers
     write(done_file(a.out, name, seed), json.dumps(dict(name=name, seed=seed, kind=row.kind, **line, **about)))
 
-def train(row, seeds, a):
+def train(row, a):
     "Train one seed into a run folder"
-    seed, = seeds
-    name, kept = f'{row.name}-s{seed}', {}
+    seed, kept = row.seeds[0], {}
     compiled = row.compiled and torch.cuda.is_available()
     def callbacks(): return [Compile(mode='reduce-overhead', dynamic=False)] if compiled else []
     def before(recipe, learn, run):
         learn.remove_cb(ProgressCallback) # a line for each epoch in the log
         kept['learn'] = learn
 
-    earlier = [o for o in find_runs(a.out/'runs') if re.fullmatch(re.escape(name)+r'(-\d+)?', o.path.name)]
+    earlier = [o for o in find_runs(a.out/'runs') if re.fullmatch(re.escape(row.key)+r'(-\d+)?', o.path.name)]
     stopped = [o for o in earlier if o.checkpoints() and o.state in ('interrupted','killed')]
     if stopped and a.checkpoints:
         run = stopped[-1]
         resume(run, cbs=callbacks(), before=before)
     else:
         for o in earlier: shutil.rmtree(o.path)
-        recipe = recipes[row.recipe].but(seed=seed, **row.changes)
-        run, = train_runs(recipe, a.path, root=a.out/'runs', name=name, cbs=callbacks, checkpoints=a.checkpoints, before=before)
+        run, = train_runs(row.recipe_of(seed), a.path, root=a.out/'runs', name=row.key, cbs=callbacks,
+                          checkpoints=a.checkpoints, before=before)
     if run.state!='done': sys.exit(run.info['reason'])
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN) # what is left takes seconds
-    save_training(row, seed, a, run, kept['learn'], compiled)
+    on_signals(signal.SIG_IGN) # what is left takes seconds
+    save_training(row, a, run, kept['learn'], compiled)
 
-def save_training(row, seed, a, run, learn, compiled):
+def save_training(row, a, run, learn, compiled):
     "Write the weights, the epochs and the line of a training"
-    history, info, recipe = run.history(), run.info, learn.recipe
+    seed, history, recipe = row.seeds[0], run.history(), learn.recipe
     last, best = history.iloc[-1], history.loc[history.valid_accuracy.idxmax()]
-    accuracies = dict(final_accuracy=float(last.valid_accuracy), best_accuracy=float(best.valid_accuracy), tta_accuracy=accuracy_of(learn, tta=True))
+    accuracies = dict(final_accuracy=float(last.valid_accuracy), best_accuracy=float(best.valid_accuracy))
+    accuracies['tta_accuracy'] = accuracy_of(learn, tta=True)
     if recipe.valid!='test':
         norm = model_input(learn.dls)
         test = recipe.but(valid='test').dls(a.path, stats=(tuple(norm['mean']), tuple(norm['std']))).valid
         accuracies.update(test_accuracy=accuracy_of(learn, test), test_tta_accuracy=accuracy_of(learn, test, tta=True))
     save_model(learn, a.out/'weights'/row.name/f's{seed}', name=row.name, half=True, results=accuracies)
     write(done_file(a.out, row.name, seed, '.csv'), history.assign(name=row.name, seed=seed).to_csv(index=False))
-    save_line(a, row, row.name, seed, **accuracies, best_epoch=int(best.epoch), train_accuracy=last.train_accuracy, train_loss=last.train_loss,
-              valid_loss=last.valid_loss, epochs=len(history), seconds=history.seconds.sum(), first_epoch_seconds=history.seconds[0],
-              precision=info['precision'], compiled=compiled, resumed=len(info.get('resumed', [])), recipe=info['recipe'])
+    losses = {k: last[k] for k in ('train_accuracy','train_loss','valid_loss')}
+    save_line(a, row, recipe, row.name, seed, **accuracies, **losses, best_epoch=int(best.epoch), epochs=len(history),
+              seconds=history.seconds.sum(), first_epoch_seconds=history.seconds[0], compiled=compiled)
 
-def repeat(row, seeds, a):
+def repeat(row, a):
     "Train seeds against the clock; the speed run beside airbench, if that is there"
-    recipe, others = recipes[row.recipe].but(seed=seeds[0], **row.changes), {}
+    recipe, others = row.recipe_of(row.seeds[0]), {}
     if row.name=='speedrun':
         try: others['airbench'] = airbench_training(a.path)
         except ValueError as e: print(e)
     def report(result):
         print(result, flush=True)
-        learner, precision = result['learner'], recipe.precision(default_device())
-        save_line(a, row, row.name if learner=='cifar_fastai' else f'{row.name}_{learner}', precision=precision, recipe=recipe.to_dict(), **result)
-    curves = repeats(recipe, a.path, n=len(seeds), others=others, report=report)[1]
-    write(a.out/'results'/f'{row.name}-curves-from-s{seeds[0]}.csv', curves.to_csv(index=False))
+        name = row.name if result['learner']=='cifar_fastai' else f"{row.name}_{result['learner']}"
+        save_line(a, row, recipe, name, **result)
+    curves = repeats(recipe, a.path, n=len(row.seeds), others=others, report=report)[1]
+    write(done_file(a.out, row.name, row.seeds[0], '-curves.csv'), curves.to_csv(index=False))
 
-def speed(row, seeds, a):
+def speed(row, a):
     "Images per second and seconds per epoch of a recipe's learner and of its bare loop"
-    recipe, cuda = recipes[row.recipe].but(**row.changes), default_device().type=='cuda'
+    recipe = row.recipe_of(row.seeds[0])
     n = len(recipe.dls(a.path).train_ds)
-    o = learner_overhead(recipe, a.path, rounds=5 if cuda else 2, steps=60 if cuda else 4, warmup=15 if cuda else 2).iloc[0]
-    save_line(a, row, row.name, seeds[0], precision=recipe.precision(default_device()), learner_images_per_second=o.cifar_fastai, learner_seconds_per_epoch=n/o.cifar_fastai,
-              bare_loop_images_per_second=o.bare_pytorch, bare_loop_seconds_per_epoch=n/o.bare_pytorch, ratio=o.ratio, spread=o.spread, recipe=recipe.to_dict())
+    turns = dict(rounds=5, steps=60, warmup=15) if torch.cuda.is_available() else dict(rounds=2, steps=4, warmup=2)
+    o = learner_overhead(recipe, a.path, **turns).iloc[0]
+    rates = dict(learner_images_per_second=o.cifar_fastai, learner_seconds_per_epoch=n/o.cifar_fastai,
+                 bare_loop_images_per_second=o.bare_pytorch, bare_loop_seconds_per_epoch=n/o.bare_pytorch)
+    save_line(a, row, recipe, row.name, row.seeds[0], **rates, ratio=o.ratio, spread=o.spread)
 
-# ---- The process that starts the others ----
-
-@dataclass
-class Job:
-    row: Row
-    seeds: tuple
-    process: subprocess.Popen = None
-    sharing: int = 1 # The most trainings that ran at a time while this one did
-    @property
-    def key(self): return f'{self.row.name}-s{self.seeds[0]}'
-    @property
-    def alone(self): return self.row.kind!='training'
-
-def parse_seeds(text):
-    "(0, 3, 4, 5) of '0,3-5'"
-    ends = [part.split('-') for part in text.split(',')]
-    return tuple(seed for o in ends for seed in range(int(o[0]), int(o[-1])+1))
+def parse_seeds(text): return tuple(map(int, text.split(',')))
 
 def plan(a, rows):
-    "Rows with seeds: all of the table, or those of --only"
+    "All rows of the table, or those of --only with their seeds"
     by_name = {o.name: o for o in rows}
-    chosen = [o.split(':') for o in a.only or by_name]
-    for o in chosen:
-        if o[0] not in by_name: sys.exit(f'--only {o[0]}: unknown name. There are {", ".join(by_name)}')
-    return [(by_name[o[0]], parse_seeds(o[1]) if len(o)>1 else by_name[o[0]].seeds) for o in chosen]
+    chosen = [o.partition(':') for o in a.only or by_name]
+    picked = [(look_up('name of --only', name, by_name), seeds) for name,_,seeds in chosen]
+    return [replace(row, seeds=parse_seeds(seeds)) if seeds else row for row,seeds in picked]
 
 def missing_jobs(planned, out):
-    "A job for each training that is missing; the seeds of a row that is timed are one job"
+    "A row for each training that is missing; the seeds of a row that is timed are one job"
     res = []
-    for row, seeds in planned:
-        missing = tuple(s for s in seeds if not done_file(out, row.name, s).exists())
-        if row.kind=='training': res += [Job(row, (s,)) for s in missing]
-        elif missing: res.append(Job(row, missing))
+    for row in planned:
+        missing = tuple(s for s in row.seeds if not done_file(out, row.name, s).exists())
+        if not row.alone: res += [replace(row, seeds=(s,)) for s in missing]
+        elif missing: res.append(replace(row, seeds=missing)) # `repeats` takes consecutive seeds
     return res
 
 def start(job, a):
-    args = [*sys.argv[1:], '--one', job.row.name, ','.join(map(str, job.seeds)), str(os.getpid())]
+    seeds = ','.join(map(str, job.seeds))
+    args = [sys.executable, __file__, *sys.argv[1:], '--one', job.name, seeds, str(os.getpid())]
     env = dict(os.environ, PYTHONUNBUFFERED='1', MPLBACKEND='agg', NO_ALBUMENTATIONS_UPDATE='1')
-    if not job.alone: env.update(OMP_NUM_THREADS='2', TORCHINDUCTOR_COMPILE_THREADS='4')
+    threads = str(max(1, min(2, os.cpu_count()//a.jobs)))
+    if not job.alone: env.update(OMP_NUM_THREADS=threads, TORCHINDUCTOR_COMPILE_THREADS=threads)
     with open(a.out/'logs'/f'{job.key}.log', 'ab') as log:
-        job.process = subprocess.Popen([sys.executable, __file__, *args], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
+        job.process = subprocess.Popen(args, env=env, start_new_session=True, stdout=log, stderr=log)
     print(f'{time.monotonic()-started:6.1f} s  started {job.key}', flush=True)
 
 def fits(job, running, n_jobs):
     "Is there room for it beside what runs?"
     if job.alone or any(o.alone for o in running): return not running
-    return not running or sum(o.row.weight for o in [job, *running])<=n_jobs
+    return not running or sum(o.weight for o in [job, *running])<=n_jobs
 
 def ended(job, a):
     "Note how a job ended"
-    done, error = done_file(a.out, job.row.name, job.seeds[-1]), a.out/'errors'/f'{job.key}.txt'
+    done, error = done_file(a.out, job.name, job.seeds[-1]), a.out/'errors'/f'{job.key}.txt'
     print(f'{time.monotonic()-started:6.1f} s  {"done" if done.exists() else "FAILED"} {job.key}', flush=True)
     if done.exists():
         error.unlink(missing_ok=True)
@@ -221,7 +214,7 @@ def stop(running):
 def measure(a):
     "Run what is missing until the time is up; the number of measurements that are still missing"
     told, running, n_done, end = [], [], -1, started+60*a.minutes-20
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda number, frame: told.append(number))
+    on_signals(lambda number, frame: told.append(number))
     for o in ('logs','results','done','errors','runs'): (a.out/o).mkdir(parents=True, exist_ok=True)
     rows = table(a.quick)
     planned = plan(a, rows)
@@ -241,7 +234,7 @@ def measure(a):
         n_done = n
     stop(running)
     for o in running:
-        if done_file(a.out, o.row.name, o.seeds[-1]).exists(): ended(o, a) # in the last seconds
+        if done_file(a.out, o.name, o.seeds[-1]).exists(): ended(o, a) # in the last seconds
     missing = collect(a, rows, planned)
     pack_weights(a, rows)
     print((a.out/'results/summary.md').read_text(), flush=True)
@@ -257,10 +250,11 @@ def collect(a, rows, planned):
         write(a.out/'results'/f'{file}.jsonl', ''.join(json.dumps(o)+'\n' for o in part))
     if trainings:
         epochs = pd.concat([pd.read_csv(done_file(a.out, o['name'], o['seed'], '.csv')) for o in trainings])
-        epochs = epochs[['name','seed',*epochs.columns.drop(['name','seed'])]]
-        write(a.out/'results/history.csv.gz', gzip.compress(epochs.to_csv(index=False).encode()))
-    for name in {o['name'] for o in trainings}:
-        for seed in sorted(o['seed'] for o in trainings if o['name']==name)[1:]: shutil.rmtree(a.out/'weights'/name/f's{seed}', ignore_errors=True)
+        write(a.out/'results/history.csv.gz', gzip.compress(epochs.set_index(['name','seed']).to_csv().encode()))
+    for o in (a.out/'done').glob('*-curves.csv'): write(a.out/'results'/o.name, o.read_bytes())
+    lowest = {o['name']: o['seed'] for o in reversed(trainings)}
+    for o in trainings:
+        if o['seed']!=lowest[o['name']]: shutil.rmtree(a.out/'weights'/o['name']/f"s{o['seed']}", ignore_errors=True)
     text, missing = summary(a.out, lines, planned)
     write(a.out/'results/summary.md', text)
     buffer = io.BytesIO()
@@ -269,21 +263,19 @@ def collect(a, rows, planned):
     write(a.pack/'results.tar.gz', buffer.getvalue())
     return missing
 
-quantities = dict(final_accuracy='.2%', best_accuracy='.2%', tta_accuracy='.2%', test_accuracy='.2%', accuracy='.2%', accuracy_tta='.2%', seconds='.3f', images_per_second=',.0f',
-                  learner_images_per_second=',.0f', bare_loop_images_per_second=',.0f', ratio='.3f', learner_seconds_per_epoch='.3f', bare_loop_seconds_per_epoch='.3f')
-
 def summary(out, lines, planned):
     "The results as Markdown, and the number of those that are missing"
     text = ['| name | quantity | n | mean | sd | lowest | highest |', '|---|---|---|---|---|---|---|']
     for name in dict.fromkeys(o['name'] for o in lines):
-        for k, form in quantities.items():
-            values = [o[k] for o in lines if o['name']==name and isinstance(o.get(k), float) and math.isfinite(o[k])]
-            if not values: continue
-            sd = format(statistics.stdev(values), form) if len(values)>1 else ''
-            text.append(f'| {name} | {k} | {len(values)} | {statistics.mean(values):{form}} | {sd} | {min(values):{form}} | {max(values):{form}} |')
-    missing = [f'{row.name}-s{s}' for row, seeds in planned for s in seeds if not done_file(out, row.name, s).exists()]
+        found = pd.DataFrame([o for o in lines if o['name']==name]).filter(regex='accuracy|second|ratio')
+        for k, (n, *values) in found.agg(['count','mean','std','min','max']).items():
+            form = '.2%' if 'accuracy' in k else ',.4f'
+            cells = ['' if pd.isna(o) else format(o, form) for o in values]
+            text.append(f'| {name} | {k} | {n:.0f} | {" | ".join(cells)} |')
+    missing = [f'{row.name}-s{s}' for row in planned for s in row.seeds if not done_file(out, row.name, s).exists()]
     errors = [f'{o.stem}: {o.read_text()}' for o in sorted((out/'errors').glob('*.txt'))]
-    for heading, items in dict(Missing=missing, Errors=errors).items(): text += ['', f'## {heading}', '', *[f'- {o}' for o in items or ['none']]]
+    for heading, items in dict(Missing=missing, Errors=errors).items():
+        text += ['', f'## {heading}', '', *[f'- {o}' for o in items or ['none']]]
     return '\n'.join(text)+'\n', len(missing)
 
 def pack_weights(a, rows):
@@ -291,9 +283,10 @@ def pack_weights(a, rows):
     for o in a.pack.glob('weights-*.tar'): o.unlink()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w') as tar:
-        for folder in [o for row in rows for o in sorted((a.out/'weights'/row.name).glob('s*')) if done_file(a.out, row.name, o.name[1:]).exists()]:
-            if buffer.tell()+sum(o.stat().st_size for o in folder.iterdir())>1e6*a.pack_mb: print(f'not packed, over --pack-mb: {folder}')
-            else: tar.add(folder, folder.relative_to(a.out))
+        for folder in [o for row in rows for o in sorted((a.out/'weights'/row.name).glob('s*'))]:
+            size = sum(o.stat().st_size for o in folder.iterdir())
+            if buffer.tell()+size<=1e6*a.pack_mb: tar.add(folder, folder.relative_to(a.out))
+            else: print(f'not packed, over --pack-mb: {folder}')
     data = buffer.getvalue()
     for i in range(0, len(data), part_bytes): write(a.pack/f'weights-{i//part_bytes+1:02}.tar', data[i:i+part_bytes])
 
@@ -303,7 +296,7 @@ def main():
     p.add_argument('--out', type=Path, required=True, help='folder of all that is measured')
     p.add_argument('--data', choices=['cifar10','digits'], help='default cifar10; digits with --quick')
     p.add_argument('--jobs', type=int, help='trainings at a time; default 6 on CUDA, else 1')
-    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='what to measure, in this order: resnet18:0 davidnet:0,1 speedrun:0-24')
+    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='in this order: resnet18:0 davidnet:0,1 speedrun')
     p.add_argument('--checkpoints', action='store_true', help='write checkpoints, and go on from them')
     p.add_argument('--commit', default='', help='of the library, where git does not know')
     p.add_argument('--pack', type=Path, help='folder of what to bring home; default DIR/pack')
