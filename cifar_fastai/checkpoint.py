@@ -27,9 +27,10 @@ class CheckpointError(RuntimeError):
     "A checkpoint that cannot be used: the message names the file, what is wrong with it, and what to do"
 
 def _flush(path):
-    "Make the system write a file or folder to the disk"
-    if os.name=='nt' and Path(path).is_dir(): return # no such thing there
-    fd = os.open(path, os.O_RDONLY)
+    "Flush a file or a folder to the disk"
+    folder = Path(path).is_dir()
+    if folder and os.name=='nt': return # Windows cannot flush a folder
+    fd = os.open(path, os.O_RDONLY if folder else os.O_RDWR) # Windows flushes only what is open for writing
     try: os.fsync(fd)
     finally: os.close(fd)
 
