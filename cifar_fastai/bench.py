@@ -579,7 +579,7 @@ def check_columns(
 ):
     "Raise `ValueError` if a file of results has other columns: what was measured for hours could not be written"
     if not Path(file).exists(): return
-    with open(file, newline='') as f: header = next(csv.reader(f), [])
+    with open(file, newline='', encoding='utf-8') as f: header = next(csv.reader(f), [])
     if header!=columns: raise ValueError(f'{file}: its columns are {", ".join(header)}, not {", ".join(columns)}. Choose another file')
 
 def write_row(
@@ -591,7 +591,7 @@ def write_row(
     file.parent.mkdir(parents=True, exist_ok=True)
     new = not file.exists()
     check_columns(file, list(row))
-    with open(file, 'a', newline='') as f:
+    with open(file, 'a', newline='', encoding='utf-8') as f:
         w = csv.writer(f)
         if new: w.writerow(row)
         w.writerow(row.values())
