@@ -277,7 +277,7 @@ def _serve(app, host, port, browser=False):
     import uvicorn
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     sock = socket.socket(family)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform!='win32': sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # on Windows it would let two servers share a port
     try: sock.bind((host,port))
     except (OSError,OverflowError) as e: raise ValueError(f'{host}, port {port}: {str(getattr(e, "strerror", None) or e).rstrip(".")}. Choose another one by --port, or 0 for any that is free') from None
     url = f'http://{f"[{host}]" if ":" in host else host}:{sock.getsockname()[1]}'
