@@ -171,7 +171,7 @@ def _gradio():
     try:
         import gradio
         return gradio
-    except ImportError as e: raise ImportError(f"cifar_app needs {e.name or 'gradio'}: pip install 'cifar_fastai[app]'") from None
+    except ImportError as e: raise ImportError(f"cifar_app needs the package {e.name or 'gradio'} of the extra app. In a clone of the library: pip install -e '.[app]'") from None
 
 _policy = "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 _headers = [(b'content-security-policy',_policy.encode()),(b'x-content-type-options',b'nosniff'),(b'referrer-policy',b'no-referrer')]
