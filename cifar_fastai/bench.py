@@ -466,7 +466,7 @@ def airbench_training(
     target:int=94 # Which of its trainings: 93, 94, 95 or 96
 ): # For `others` of `repeats`: a function of a seed that gives what `time_training` gives
     "airbench on the same images and the first GPU, after its own warm-up. Raises `ValueError` if there is no GPU or no airbench"
-    lacks = ['an NVIDIA GPU (there is none here)']*(not torch.cuda.is_available()) + ["its package: pip install 'cifar_fastai[bench]'"]*(not importlib.util.find_spec('airbench'))
+    lacks = ['an NVIDIA GPU (there is none here)']*(not torch.cuda.is_available()) + ["its package (the extra bench; in a clone of the library: pip install -e '.[bench]')"]*(not importlib.util.find_spec('airbench'))
     if lacks: raise ValueError(f'peer airbench: it needs {" and ".join(lacks)}')
     look_up('airbench training', target, [93,94,95,96])
     if num_distrib()>1: raise ValueError('peer airbench: it trains on the first GPU alone. Start cifar_bench without torchrun')
@@ -614,7 +614,7 @@ def check_columns(
 ):
     "Raise `ValueError` if a file of results has other columns: what was measured for hours could not be written"
     if not Path(file).exists(): return
-    with open(file, newline='') as f: header = next(csv.reader(f), [])
+    with open(file, newline='', encoding='utf-8') as f: header = next(csv.reader(f), [])
     if header!=columns: raise ValueError(f'{file}: its columns are {", ".join(header)}, not {", ".join(columns)}. Choose another file')
 
 def write_row(
@@ -626,7 +626,7 @@ def write_row(
     file.parent.mkdir(parents=True, exist_ok=True)
     new = not file.exists()
     check_columns(file, list(row))
-    with open(file, 'a', newline='') as f:
+    with open(file, 'a', newline='', encoding='utf-8') as f:
         w = csv.writer(f)
         if new: w.writerow(row)
         w.writerow(row.values())

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 
 # %% ../nbs/10_checkpoint.ipynb #343ba872
 from __future__ import annotations
-import errno,hashlib,io,json,os,pickle,shutil,signal,threading,time,warnings
+import errno,hashlib,io,json,os,pickle,shutil,signal,sys,threading,time,warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,19 +20,37 @@ from .precision import *
 from .recipe import *
 
 # %% auto #0
-__all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'find_checkpoint', 'Checkpoints']
+__all__ = ['CheckpointError', 'atomic_replace', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'find_checkpoint',
+           'Checkpoints']
 
 # %% ../nbs/10_checkpoint.ipynb #39d48cde
 class CheckpointError(RuntimeError):
     "A checkpoint that cannot be used: the message names the file, what is wrong with it, and what to do"
 
 def _flush(path):
-    "Flush a file or a folder to the disk"
-    folder = Path(path).is_dir()
-    if folder and os.name=='nt': return # Windows cannot flush a folder
-    fd = os.open(path, os.O_RDONLY if folder else os.O_RDWR) # Windows flushes only what is open for writing
+    "Flush a file or folder to disk. Windows flushes files that are open for writing, and cannot open folders"
+    is_folder = Path(path).is_dir()
+    try: fd = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except PermissionError:
+        if is_folder: return
+        raise
     try: os.fsync(fd)
     finally: os.close(fd)
+
+def atomic_replace(
+    side, # File or folder that was just written
+    final # Its final name. A file of this name is replaced, a folder must not exist
+):
+    "Flush a file or folder to disk, then rename it. On Windows, wait up to a second while another process reads the old file"
+    _flush(side)
+    for pause in (.01,.1,.9,None):
+        try:
+            os.replace(side, final)
+            break
+        except PermissionError:
+            if pause is None or sys.platform!='win32': raise
+            time.sleep(pause)
+    _flush(Path(final).parent)
 
 def write_checkpoint(
     folder, # Folder of all checkpoints of a training
@@ -54,12 +72,11 @@ def write_checkpoint(
         for k,v in {**parts, 'manifest.json': json.dumps(manifest, indent=1).encode()}.items():
             (side/k).write_bytes(v)
             _flush(side/k)
-        _flush(side)
         if final.exists(): os.replace(final, old) # never half of one under a good name
-        os.replace(side, final)
-        _flush(folder)
+        atomic_replace(side, final)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not final.exists(): os.replace(old, final)
         shutil.rmtree(side, ignore_errors=True)
         raise
     return final

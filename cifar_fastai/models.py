@@ -203,9 +203,9 @@ def whitening_filters(
     "Filters that make the patches of `x` uncorrelated and of variance 1 (T. Balsam, hlb-CIFAR10, 2023)"
     patches = F.unfold(x.float(), size).transpose(1,2).flatten(0,1) # [N*places, C*size*size]
     patches = patches-patches.mean(0)
-    cov = (patches.t()@patches).double()/len(patches)
+    cov = (patches.t()@patches).cpu().double()/len(patches) # MPS has neither float64 nor eigh
     values,vectors = torch.linalg.eigh(cov)
-    filters = (vectors/(values+eps).sqrt()).t().flip(0).float().view(-1, x.shape[1], size, size)
+    filters = (vectors/(values+eps).sqrt()).t().flip(0).float().to(x.device).view(-1, x.shape[1], size, size)
     return torch.cat([filters,-filters])
 
 # %% ../nbs/03_models.ipynb #f8f2fc73
