@@ -16,8 +16,8 @@ from fastai.vision.all import *
 from fastai.data.external import fastai_path
 from fastdownload import FastDownload
 from fastprogress.fastprogress import progress_bar
+from .codec import *
 from safetensors import safe_open
-from PIL import ImageOps
 from safetensors.numpy import save as tensor_bytes
 
 # %% auto #0
@@ -38,26 +38,16 @@ def look_up(
 
 # %% ../nbs/00_data.ipynb #0291b9c2
 class DataError(Exception):
-    "The images are not as they must be: the message names the file or folder, what is wrong and what to do"
+    "Invalid or missing images: the message names the file or folder, says what is wrong and what to do"
 
 def read_image(
-    fn, # Path of an image file, or an image: PIL, or an array [H, W] or [H, W, C] of uint8
-    size:int|None=None # Resize to `size` x `size` pixels; None leaves it as it is
+    fn, # Path, file, bytes of a file, Pillow image, array [H, W] or [H, W, C], or `TensorImage` [C, H, W]
+    size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Open one image as 8-bit RGB: upright, on white where it is transparent, as `pixels` of 11_predict does. Raises `DataError` if it cannot be read"
-    try:
-        if isinstance(fn, Tensor): fn = fn.cpu().numpy()
-        im = ImageOps.exif_transpose(Image.fromarray(fn) if isinstance(fn, np.ndarray) else fn if isinstance(fn, Image.Image) else Image.open(fn))
-        if im.mode.startswith('I') or im.mode=='F': # more than 8 bits
-            a = np.asarray(im, float)
-            im = Image.fromarray((a/(257 if im.mode.startswith('I;16') or a.max()>255 else 1)).clip(0,255).round().astype(np.uint8))
-        if im.mode in ('RGBA','LA','PA') or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
-        im = im.convert('RGB')
-        if size and im.size!=(size,size): im = im.resize((size,size), Image.BILINEAR)
-        return np.asarray(im)
-    except PermissionError: raise DataError(f'{fn}: no permission to read it. Change its permissions or remove it') from None
-    except Exception as e:
-        raise DataError(f'{fn}: not a readable image ({type(e).__name__}: {e}). Replace or remove it') from None
+    "Decode one image by `decode_image`, as `pixels` of 11_predict does. Raise `DataError` if that is impossible"
+    if isinstance(fn, TensorImage): fn = fn.permute(1,2,0).as_subclass(Tensor)
+    try: return decode_image(fn, size)
+    except ImageError as e: raise DataError(str(e)) from None
 
 # %% ../nbs/00_data.ipynb #058ee8d8
 _img_exts = image_extensions | {'.webp'}

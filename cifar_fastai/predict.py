@@ -9,45 +9,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import numpy as np
-from PIL import Image,ImageOps
+from PIL import Image
+from .codec import decode_image,ImageError
 
 # %% auto #0
 __all__ = ['PredictError', 'pixels', 'Predictor']
 
 # %% ../nbs/11_predict.ipynb #4eaff3a5
 class PredictError(ValueError):
-    "A file or an array that no prediction can be made of: the message says which one, and why"
-
-_max_pixels = 50_000_000 # more is a mistake or an attack: a few kB can unpack to gigabytes
+    "An invalid image or model file: the message says which one, and why"
 
 def pixels(
-    image # Path, bytes file, `PIL.Image`, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of whole numbers 0..255
-) -> np.ndarray: # [H, W, 3], uint8
-    "The RGB pixels of an image. Raises `PredictError` for what is none"
-    name = str(getattr(image, 'name', '') if hasattr(image, 'read') else image) if isinstance(image, (str,Path)) or hasattr(image, 'read') else type(image).__name__
-    try:
-        if isinstance(image, (str,Path)) or hasattr(image, 'read'): image = Image.open(image)
-        if isinstance(image, Image.Image):
-            if image.width*image.height>_max_pixels: raise PredictError(f'{name}: {image.width}x{image.height} pixels, and {_max_pixels:,} are the most. Make it smaller')
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I') or image.mode=='F': # more than 8 bits
-                a = np.asarray(image, float)
-                image = Image.fromarray((a/(257 if image.mode.startswith('I;16') or a.max()>255 else 1)).clip(0,255).round().astype(np.uint8))
-            if image.mode in ('RGBA','LA','PA') or 'transparency' in image.info:
-                image = image.convert('RGBA')
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            return np.array(image.convert('RGB'))
-    except PredictError: raise
-    except FileNotFoundError: raise PredictError(f'{name}: no such file') from None
-    except IsADirectoryError: raise PredictError(f'{name}: a folder, not an image') from None
-    except Image.DecompressionBombError: raise PredictError(f'{name}: more than {_max_pixels:,} pixels. Make it smaller') from None
-    except (OSError,ValueError,SyntaxError) as e: raise PredictError(f'{name}: not a readable image ({type(e).__name__})') from None
-    a = np.asarray(image)
-    if a.ndim==2: a = a[...,None]
-    if a.ndim!=3 or a.shape[-1] not in (1,3,4) or not a.size: raise PredictError(f'an array of shape {list(np.shape(image))}: expected [height, width] or [height, width, 1, 3 or 4]')
-    if a.dtype.kind not in 'iu': raise PredictError(f'an array of {a.dtype}: expected whole numbers from 0 to 255')
-    if a.min()<0 or a.max()>255: raise PredictError(f'an array of numbers from {a.min()} to {a.max()}: expected 0 to 255')
-    return pixels(Image.fromarray(a.astype(np.uint8).squeeze(-1) if a.shape[-1]==1 else a.astype(np.uint8)))
+    image, # Path, file, bytes of a file, Pillow image, or array [H, W] or [H, W, C], as for `decode_image`
+    size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
+) -> np.ndarray: # uint8 RGB, [H, W, 3]
+    "Decode one image by `decode_image`. Raise `PredictError` if that is impossible"
+    try: return decode_image(image, size)
+    except ImageError as e: raise PredictError(str(e)) from None
 
 # %% ../nbs/11_predict.ipynb #36ca29f4
 def _softmax(z):
