@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 # %% auto #0
-__all__ = ['max_pixels', 'image_suffixes', 'ImageError', 'decode_image', 'scan_images', 'warn_left_out', 'image_files']
+__all__ = ['max_pixels', 'image_suffixes', 'ImageError', 'decode_image', 'scan_images', 'left_out_message', 'image_files']
 
 # %% ../nbs/00_codec.ipynb #ab9610a7
 class ImageError(ValueError):
@@ -134,23 +134,25 @@ def scan_images(
     _walk(str(path), '', False, {os.path.realpath(path)}, found, left)
     return found,+left
 
-def warn_left_out(
-    path, # Folder, for the message
+def left_out_message(
     left:Counter # Number of files by reason, as `scan_images` returns it
-):
-    "Warn that files of a folder were left out: how many, and why"
-    if not left: return
-    shown = [f'{n:,} {reason}' for reason,n in left.most_common(5)]
-    rest = left.total()-sum(n for _,n in left.most_common(5))
+) -> str: # Such as '3 files left out: 2 .txt, 1 hidden'; '' for none
+    "Say how many files were left out, and why"
+    if not left: return ''
+    most,n = left.most_common(5),sum(left.values())
+    shown = [f'{k:,} {reason}' for reason,k in most]
+    rest = n-sum(k for _,k in most)
     if rest: shown.append(f'{rest:,} others')
-    warnings.warn(f'{path}: {left.total():,} files left out: {", ".join(shown)}', stacklevel=3)
+    return f'{n:,} file{"" if n==1 else "s"} left out: {", ".join(shown)}'
 
 def image_files(
-    path # Folder
+    path, # Folder
+    warn=warnings.warn # Function that takes the message about files that were left out
 ) -> list: # `Path` of each image in it and in its folders, sorted
-    "List the images of a folder, with a warning about what is left out. Raise `ImageError` if there are none"
+    "List the images of a folder. Raise `ImageError` if there are none"
     if not os.path.isdir(path): raise ImageError(f'{path}: no such folder')
     found,left = scan_images(path)
-    warn_left_out(path, left)
-    if not found: raise ImageError(f'{path}: no images in it')
+    said = left_out_message(left)
+    if not found: raise ImageError(f'{path}: no images in it' + (f' ({said})' if said else ''))
+    if said: warn(f'{path}: {said}')
     return sorted(Path(path)/o for o in found)

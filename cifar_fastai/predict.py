@@ -28,6 +28,8 @@ def pixels(
     except ImageError as e: raise PredictError(str(e)) from None
 
 # %% ../nbs/11_predict.ipynb #36ca29f4
+_batch_pixels = 2**24 # most pixels in a batch, so that large images do not fill the memory
+
 def _softmax(z):
     z = np.exp(z-z.max(-1, keepdims=True))
     return z/z.sum(-1, keepdims=True)
@@ -65,20 +67,28 @@ class Predictor:
         views = [(.25,batch),(.125,padded[:,:h,:w]),(.125,padded[:,2*s:,2*s:])]
         return sum(k*(self._run(v)+self._run(v[:,:,::-1])) for k,v in views)
 
+    def read(self,
+        image # As for `pixels`
+    ) -> np.ndarray: # uint8 RGB, [size, size, 3]; of an array, [H, W, 3]
+        "Decode an image. Files and Pillow images are resized by Pillow as they are read, as in training; arrays keep their size, and the model resizes them"
+        in_memory = isinstance(image, np.ndarray) or hasattr(image, 'detach')
+        return pixels(image, None if in_memory else self.size)
+
     def __call__(self,
         images, # An image, as for `pixels`; a list of them; or a batch of pixels [N, H, W, 3], uint8
         tta:bool=False, # Test-time augmentation: six views of each image
-        bs:int=256 # Images in a batch; those of one size go together
+        bs:int=256 # Images in a batch, fewer if these are large; those of one size go together
     ) -> np.ndarray: # Probabilities [N, n_classes]; [n_classes] for a single image
-        "The probabilities of images. Raises `PredictError` before the first prediction for what is no image"
-        one = isinstance(images, (str,Path,Image.Image)) or hasattr(images, 'read') or isinstance(images, np.ndarray) and images.ndim<4
+        "Return the probabilities of images. Raise `PredictError` before the first prediction if one cannot be decoded"
+        one = isinstance(images, (str,Path,bytes,Image.Image)) or hasattr(images, 'read') or isinstance(images, np.ndarray) and images.ndim<4
         batch = isinstance(images, np.ndarray) and images.dtype==np.uint8 and images.ndim==4 and images.shape[-1]==3
-        arrays = images if batch else [pixels(o) for o in ([images] if one else images)]
+        arrays = images if batch else [self.read(o) for o in ([images] if one else images)]
         res,by_size = np.zeros((len(arrays),len(self.classes)), np.float32),{}
         for i,o in enumerate(arrays): by_size.setdefault(o.shape, []).append(i)
-        for ids in by_size.values():
-            for k in range(0, len(ids), bs):
-                some = ids[k:k+bs]
+        for (h,w,_),ids in by_size.items():
+            n = max(1, min(bs, _batch_pixels//(h*w)))
+            for k in range(0, len(ids), n):
+                some = ids[k:k+n]
                 res[some] = _softmax((self._views if tta else self._run)(np.stack([arrays[i] for i in some])))
         return res[0] if one else res
 
