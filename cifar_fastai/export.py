@@ -216,7 +216,7 @@ class TorchPredictor(Predictor):
     ) -> np.ndarray: # Class activation map [size, size], 0..1
         "Where the network looks"
         if isinstance(target, str): target = self.classes.index(look_up('class', target, self.classes))
-        with GradCAM(self.net.model, layer, method, flip) as cam: return cam(self.net.normalise(self._tensor(pixels(image)[None])), target)[0].cpu().numpy()
+        with GradCAM(self.net.model, layer, method, flip) as cam: return cam(self.net.normalise(self._tensor(self.read(image)[None])), target)[0].cpu().numpy()
 
 # %% ../nbs/12_export.ipynb #89be089b
 def onnx_packages(
@@ -309,9 +309,9 @@ def quantise_onnx(
     from onnxruntime.quantization import CalibrationDataReader,QuantFormat,QuantType,quantize_static
     predictor = Predictor(path)
     if not len(images): raise ValueError('quantise_onnx: no images for the ranges of the activations')
-    same_size = [list(o) for _,o in itertools.groupby(sorted(map(pixels, images), key=np.shape), np.shape)]
+    x = np.stack([pixels(o, predictor.size) for o in images])
     class Images(CalibrationDataReader):
-        def __init__(self): self.batches = ({'pixels': np.stack(some[i:i+bs])} for some in same_size for i in range(0, len(some), bs))
+        def __init__(self): self.batches = ({'pixels': x[i:i+bs]} for i in range(0, len(x), bs))
         def get_next(self): return next(self.batches, None)
     out = Path(out)
     if out.is_dir(): raise ValueError(f'quantise_onnx: {out} is a folder. Give a file in it, such as {out/"model_int8.onnx"}')
@@ -336,7 +336,8 @@ def compare_predictors(
     tta:bool=False # Test-time augmentation: six views of each image
 ) -> pd.DataFrame: # A row for each: share right, share of predictions as the first's, largest difference of a probability, images/s (median of the rounds), MB
     "Accuracy, agreement, speed and size of several forms of a model"
-    if not isinstance(images, np.ndarray): images = [pixels(o) for o in images] # what opening them takes, is not measured
+    reader = next(iter(predictors.values()))
+    if not isinstance(images, np.ndarray): images = [reader.read(o) for o in images] # decoding is not timed
     if len({o.shape for o in images})==1: images = np.stack(images)
     probs,rates = {},{k: [] for k in predictors}
     for i in range(rounds+1):
