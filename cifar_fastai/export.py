@@ -204,11 +204,12 @@ class TorchPredictor(Predictor):
         target=None, # None: the predicted class; a class, by name or number; or a function of the logits
         layer=None, # As for `GradCAM`: None is the last layer that gives a feature map
         method='gradcam', # As for `GradCAM`
-        flip:bool=False # As for `GradCAM`
+        flip:bool=False, # As for `GradCAM`
+        reshape=None # As for `GradCAM`
     ) -> np.ndarray: # Class activation map [size, size], 0..1
         "Where the network looks"
         if isinstance(target, str): target = self.classes.index(look_up('class', target, self.classes))
-        with GradCAM(self.net.model, layer, method, flip) as cam: return cam(self.net.normalise(self._tensor(pixels(image)[None])), target)[0].cpu().numpy()
+        with GradCAM(self.net.model, layer, method, flip, reshape) as cam: return cam(self.net.normalise(self._tensor(pixels(image)[None])), target)[0].cpu().numpy()
 
 # %% ../nbs/12_export.ipynb #89be089b
 def _onnx(who, *names):
