@@ -578,7 +578,8 @@ def check_columns(
     columns:list # Names of the columns that it must have
 ):
     "Raise `ValueError` if a file of results has other columns: what was measured for hours could not be written"
-    if not Path(file).exists(): return
+    file = Path(file).expanduser()
+    if not file.exists(): return
     with open(file, newline='') as f: header = next(csv.reader(f), [])
     if header!=columns: raise ValueError(f'{file}: its columns are {", ".join(header)}, not {", ".join(columns)}. Choose another file')
 
@@ -587,7 +588,7 @@ def write_row(
     **row # What to write, by column
 ):
     "Append a row to a file of results. Raises `ValueError` if its columns are others"
-    file = Path(file)
+    file = Path(file).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     new = not file.exists()
     check_columns(file, list(row))
@@ -644,7 +645,7 @@ def save_results(
     note:str='' # What a reader should know
 ):
     "Append a row for each recipe to `trainings.csv`, and write its epochs to `<recipe>.csv`, or `<recipe>-<data>.csv` for other data than CIFAR-10. Raises `ValueError` for a run that is not done"
-    folder,runs = Path(folder),[*map(Run, runs)]
+    folder,runs = Path(folder).expanduser(),[*map(Run, runs)]
     for run in runs:
         if run.info['state']!='done': raise ValueError(f"{run.path}: the run is {run.info['state']}, not done. Leave it out, or train it again")
     folder.mkdir(parents=True, exist_ok=True)

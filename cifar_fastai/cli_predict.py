@@ -25,7 +25,7 @@ def _image_files(
         file = io.BytesIO(sys.stdin.buffer.read())
         file.name = 'standard input'
         return [file]
-    path = Path(image)
+    path = Path(image).expanduser()
     if not path.is_dir(): return [path]
     files = sorted(o for o in path.rglob('*') if o.suffix.lower() in _endings and not o.name.startswith('.'))
     if not files: raise PredictError(f'{image}: no images in this folder')
@@ -34,7 +34,7 @@ def _image_files(
 # %% ../nbs/14_cli_predict.ipynb #85642f2c
 def _predictor(model, cam):
     "A `Predictor`; by torch only if it must be"
-    path = Path(model)
+    path = Path(model).expanduser()
     if not cam and (path.suffix=='.onnx' or (path/'model.onnx').is_file()): return Predictor(path)
     from cifar_fastai.export import load_predictor
     res = load_predictor(model)
@@ -75,7 +75,9 @@ def cifar_predict(
         files = [f for o in image for f in _image_files(o)]
         predictor = _predictor(model, cam)
         try:
-            if cam: Path(cam).mkdir(parents=True, exist_ok=True)
+            if cam:
+                cam = Path(cam).expanduser()
+                cam.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise PredictError(f'--cam {cam}: cannot be written ({e.strerror}). Choose another folder') from None
         out,rows = csv.writer(sys.stdout, lineterminator='\n'),[]
         if format=='csv': out.writerow(['file','predicted',*predictor.classes])
@@ -87,7 +89,7 @@ def cifar_predict(
                 if format=='table': print(f'{nm:<{width}}  '+'  '.join(f'{predictor.classes[o]} {p[o]:.1%}' for o in best))
                 elif format=='csv': out.writerow([nm,predictor.classes[best[0]],*(f'{o:.6f}' for o in p)])
                 else: rows.append(dict(file=nm, predicted=predictor.classes[best[0]], top={predictor.classes[o]: round(float(p[o]), 6) for o in best}))
-                if cam: _save_map(predictor, a, Path(cam), Path(nm).stem)
+                if cam: _save_map(predictor, a, cam, Path(nm).stem)
         if format=='json': print(json.dumps(rows, indent=1))
         sys.stdout.flush()
     except BrokenPipeError: # whoever reads has enough, as head does

@@ -69,7 +69,7 @@ def save_model(
     recipe:Recipe|None=None # Which says the architecture, for a learner that `Recipe.learner` did not make
 ) -> Path: # The folder: `model.safetensors`, `config.json`, and the card, `README.md`
     "Save a network with all it takes to use it. Raises `ValueError` for a folder that holds something else, and for weights that are no numbers"
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.exists() and not path.is_dir(): raise ValueError(f'{path}: a file. save_model writes a folder')
     if path.is_dir() and any(path.iterdir()) and not _is_saved(path): raise ValueError(f'{path}: a folder with something else in it. Choose a new one')
     info = _learned(learn, recipe) if isinstance(learn, Learner) else dict(_input(learn))
@@ -101,9 +101,9 @@ def released_models() -> list: # Names
 
 def _find(path, runs):
     "The folder that is meant, and what it says of its model"
-    folder = Path(path)
-    if not folder.exists() and (Path(runs)/path/'run.json').is_file(): folder = Path(runs)/path
-    if not folder.exists() and folder.name==str(path): folder = _released/look_up('run, folder or released model', str(path), [*sorted(o.parent.name for o in Path(runs).glob('[!.]*/run.json')),*released_models()])
+    folder,runs = Path(path).expanduser(),Path(runs).expanduser()
+    if not folder.exists() and (runs/path/'run.json').is_file(): folder = runs/path
+    if not folder.exists() and folder.name==str(path): folder = _released/look_up('run, folder or released model', str(path), [*sorted(o.parent.name for o in runs.glob('[!.]*/run.json')),*released_models()])
     if (folder/'run.json').is_file():
         run = Run(folder)
         i,r = run.info,run.info.get('recipe')
@@ -231,8 +231,9 @@ def to_onnx(
 ) -> Path: # The file
     "Write the model as one ONNX file (opset 18) that takes uint8 pixels [N, H, W, 3] of any number and size. Before it takes its name, it is checked by onnx, and in onnxruntime against torch. Raises `ValueError` if they differ, or for a model that ONNX has no form of; the model stays as it is"
     onnx,ort,_ = _onnx('to_onnx', 'onnx', 'onnxruntime', 'onnxscript')
-    if Path(path).is_dir(): raise ValueError(f'to_onnx: {path} is a folder. Give a file in it, such as {Path(path)/"model.onnx"}')
-    path,net,tolerance = Path(path),PixelModel(learn, logits).to(memory_format=torch.contiguous_format),tolerance if tolerance is not None else 2e-2 if half else 1e-4
+    path = Path(path).expanduser()
+    if path.is_dir(): raise ValueError(f'to_onnx: {path} is a folder. Give a file in it, such as {path/"model.onnx"}')
+    net,tolerance = PixelModel(learn, logits).to(memory_format=torch.contiguous_format),tolerance if tolerance is not None else 2e-2 if half else 1e-4
     for m in list(net.modules()):
         for k,o in m.named_children():
             if isinstance(o, nn.AdaptiveMaxPool2d) and o.output_size in (1,(1,1)): setattr(m, k, _GlobalMax())
@@ -281,7 +282,7 @@ def load_predictor(
     **kwargs # Further arguments of `TorchPredictor`
 ) -> Predictor:
     "The predictor that a command's MODEL means: for a file what reads its format, torch for all else"
-    path = Path(model)
+    path = Path(model).expanduser()
     if path.is_dir() and not _is_saved(path): path = next((o for k in export_formats if (o := path/f'model.{k}').is_file()), path)
     if path.suffix[1:] in export_formats: return export_formats[path.suffix[1:]][1](path)
     return TorchPredictor(load_model(model, runs=runs), **kwargs)
@@ -302,7 +303,7 @@ def quantise_onnx(
     class Images(CalibrationDataReader):
         def __init__(self): self.batches = ({'pixels': np.stack(some[i:i+bs])} for some in same_size for i in range(0, len(some), bs))
         def get_next(self): return next(self.batches, None)
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.is_dir(): raise ValueError(f'quantise_onnx: {out} is a folder. Give a file in it, such as {out/"model_int8.onnx"}')
     out.parent.mkdir(parents=True, exist_ok=True)
     with _side(out) as side,warnings.catch_warnings():

@@ -355,7 +355,7 @@ def show_cam(self:Learner,
     if items is None: items = dl.new(shuffle=True, drop_last=False, bs=n).one_batch()
     if isinstance(items, tuple): x,true = items[0],items[1] if len(items)>1 else None
     else:
-        files = [Path(o) if isinstance(o, str) else o for o in (items['file'] if isinstance(items, pd.DataFrame) else L(items))][:n]
+        files = [Path(o).expanduser() if isinstance(o, (str,Path)) else o for o in (items['file'] if isinstance(items, pd.DataFrame) else L(items))][:n]
         if not files: raise ValueError('show_cam: no image at all, the list of files is empty')
         true = list(items['true']) if isinstance(items, pd.DataFrame) and 'true' in items else [o.parent.name if isinstance(o, Path) else None for o in files]
         true = [vocab.o2i[o] for o in true] if vocab is not None and set(true)<=set(vocab) else None

@@ -54,7 +54,7 @@ def folder_dl(
     path # Folder of image files, directly or in folders
 ) -> TfmdDL: # For prediction: no augmentation, in the order of the names
     "All images of a folder. They have labels if they lie in folders named after the classes"
-    path,vocab = Path(path),set(map(str, learn.dls.vocab))
+    path,vocab = Path(path).expanduser(),set(map(str, learn.dls.vocab))
     if not path.is_dir(): raise DataError(f'{path}: no such folder')
     files = sorted(get_files(path, _img_exts))
     if not files: raise DataError(f'{path}: no images in it')
@@ -619,7 +619,7 @@ def explain_page(
 ) -> Path: # The file
     "Write one HTML file that needs nothing else: numbers, curves, mistakes, class activation maps, calibration, robustness"
     _learner('explain_page', learn)
-    dl,path = _loader(learn, dl),Path(path)
+    dl,path = _loader(learn, dl),Path(path).expanduser()
     df = predictions(learn, dl) if table is None else table
     if list(map(_same, df.file))!=list(map(_same, dl.dataset.items)): raise ValueError('explain_page: the table of predictions is not of the same images as dl')
     labels,numbers = 'true' in df,{'images': len(df), 'classes': len(df.predicted.cat.categories), 'parameters': n_params(learn.model), 'mean confidence': df.p_predicted.mean()}

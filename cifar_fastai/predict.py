@@ -26,7 +26,7 @@ def pixels(
     "The RGB pixels of an image. Raises `PredictError` for what is none"
     name = str(getattr(image, 'name', '') if hasattr(image, 'read') else image) if isinstance(image, (str,Path)) or hasattr(image, 'read') else type(image).__name__
     try:
-        if isinstance(image, (str,Path)) or hasattr(image, 'read'): image = Image.open(image)
+        if isinstance(image, (str,Path)) or hasattr(image, 'read'): image = Image.open(Path(image).expanduser() if isinstance(image, (str,Path)) else image)
         if isinstance(image, Image.Image):
             if image.width*image.height>_max_pixels: raise PredictError(f'{name}: {image.width}x{image.height} pixels, and {_max_pixels:,} are the most. Make it smaller')
             image = ImageOps.exif_transpose(image)
@@ -63,7 +63,8 @@ class Predictor:
         "Raises `PredictError` for a file that is missing, is not ONNX, or does not say what its classes are"
         try: import onnxruntime as ort
         except ImportError: raise ImportError("Predictor needs onnxruntime: pip install 'cifar_fastai[export]'") from None
-        self.path = Path(path)/'model.onnx' if Path(path).is_dir() else Path(path)
+        path = Path(path).expanduser()
+        self.path = path/'model.onnx' if path.is_dir() else path
         if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. `to_onnx` or cifar_export writes one')
         options = ort.SessionOptions()
         options.log_severity_level = 3
