@@ -26,7 +26,7 @@ def pixels(
     "The RGB pixels of an image. Raises `PredictError` for what is none"
     name = str(getattr(image, 'name', '') if hasattr(image, 'read') else image) if isinstance(image, (str,Path)) or hasattr(image, 'read') else type(image).__name__
     try:
-        if isinstance(image, (str,Path)) or hasattr(image, 'read'): image = Image.open(Path(image).expanduser() if isinstance(image, (str,Path)) else image)
+        if isinstance(image, (str,Path)) or hasattr(image, 'read'): image = Image.open(image)
         if isinstance(image, Image.Image):
             if image.width*image.height>_max_pixels: raise PredictError(f'{name}: {image.width}x{image.height} pixels, and {_max_pixels:,} are the most. Make it smaller')
             image = ImageOps.exif_transpose(image)
