@@ -60,7 +60,7 @@ def write_checkpoint(
     **about # What the manifest shall say of it, such as epoch and step
 ) -> Path: # Folder of the checkpoint
     "Write a checkpoint that is whole, or none: an error removes what was begun, and leaves those before as they are"
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     final,side,old = (folder/o for o in (name, f'.{name}.{os.getpid()}', f'.{name}.old'))
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -85,7 +85,7 @@ def read_checkpoint(
     path # Folder of one checkpoint
 ) -> tuple: # Tensors of the model by name, state, manifest
     "Read and check a checkpoint; nothing in it is executed. Raises `CheckpointError` that names the file and what is wrong"
-    path,parts = Path(path),{}
+    path,parts = Path(path).expanduser(),{}
     try:
         manifest = json.loads((path/'manifest.json').read_text(encoding='utf-8'))
         files = {k: (manifest['files'][k]['bytes'],manifest['files'][k]['sha256']) for k in ('model.safetensors','state.pt')}
@@ -133,7 +133,7 @@ def checkpoints(
 ) -> list: # A dict for each: `path`, `epoch` and `step` of the position, and what else its manifest says
     "The checkpoints of a training by their position, the last one last. What is damaged is among them: `read_checkpoint` tells"
     res = []
-    for o in Path(folder).glob('e*'):
+    for o in Path(folder).expanduser().glob('e*'):
         if not (at := re.fullmatch(r'e(\d+)(?:-s(\d+))?', o.name)): continue
         try: about = dict(json.loads((o/'manifest.json').read_text(encoding='utf-8')))
         except (OSError,ValueError,TypeError): about = {}
@@ -150,7 +150,7 @@ def find_checkpoint(
     def whole(path):
         try: return bool(read_checkpoint(path))
         except CheckpointError: return False
-    path = Path(folder)/name if isinstance(name, str) else there[-1]['path'] if there else None
+    path = Path(folder).expanduser()/name if isinstance(name, str) else there[-1]['path'] if there else None
     if not path or path not in [o['path'] for o in there]: raise CheckpointError(f'{folder}: no checkpoint{"" if name is True else f" {name!r}"}; there are {", ".join(o["path"].name for o in there) or "none"}')
     try: return path,*read_checkpoint(path)[:2]
     except CheckpointError as e:
@@ -179,7 +179,7 @@ class Checkpoints(Callback):
         for nm,v in dict(minutes=minutes, lr_scale=lr_scale, return_scale=return_scale).items():
             if v is not None and not 0<v<math.inf: raise ValueError(f'Checkpoints: {nm}={v}, expected a number above 0')
         store_attr(but='folder')
-        self.folder,self.seconds,self._started = Path(folder),0.,ExitStack() # seconds: what the training waited
+        self.folder,self.seconds,self._started = Path(folder).expanduser(),0.,ExitStack() # seconds: what the training waited
 
     def before_fit(self):
         self.run = getattr(self.learn, 'create_mbar', True) and not hasattr(self.learn, 'lr_finder') # validating and predicting are no fit

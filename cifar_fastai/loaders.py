@@ -203,10 +203,10 @@ def image_block(
                      splitter=splitter or GrandparentSplitter('train','test'), item_tfms=item_tfms, batch_tfms=batch_tfms, dl_type=dl_type)
 
 def image_dls(
-    path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`
+    path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`; for a fraction, `<class>/` will do
     policy:Policy|str|None=None, # Augmentation of the train part, or its name in `policies`; None does nothing
-    bs:int=512, # Batch size
-    valid:str|float='test', # 'test': the test folder; or the share of train to hold out, as 0.1
+    bs:int=512, # Batch size. The default becomes the number of training images if that is smaller; other values are refused then
+    valid:str|float='test', # 'test': the folder `test`, or else `valid` or `val`; 'valid' or 'val': this folder; or the fraction of the training set to hold out, such as 0.1
     engine:str='batch', # 'batch': images resident on the device; 'item': albumentations in worker processes
     device=None, # Device of the batches; None is fastai's default
     seed:int|None=None, # Of order, augmentation and held-out part; None draws one from torch's random state
@@ -221,27 +221,31 @@ def image_dls(
         if policy not in policies: raise ValueError(f'policy={policy!r}: expected one of {", ".join(policies)}')
         policy = policies[policy]
     if engine not in ('batch','item'): raise ValueError(f"engine={engine!r}: expected 'batch' or 'item'")
-    if valid!='test' and not (isinstance(valid, float) and 0<valid<1): raise ValueError(f"valid={valid!r}: expected 'test' or a share such as 0.1")
+    from_folder = valid in ('test','valid','val')
+    if not from_folder and not (isinstance(valid, float) and 0<valid<1): raise ValueError(f"valid={valid!r}: expected 'test', 'valid', 'val' or a fraction such as 0.1")
+    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected a whole number, at least 1')
     if num_distrib()>1: # torchrun and accelerate launch say which GPU is whose
         if seed is None: raise ValueError('image_dls: several processes need the same order of images. Give them a seed')
         if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0))%torch.cuda.device_count())
     policy,seed = policy or Policy(),int(torch.randint(2**31, ()) if seed is None else seed)
-    images = find_images(path, test=valid=='test')
+    images = find_images(path, test=valid if valid in ('valid','val') else from_folder)
     decoded,paths,n_test = load_images(images, size, cache),images.paths,len(images.split('test')) # test images come first
-    if valid=='test': splits = list(range(n_test,len(images))),list(range(n_test))
-    else: splits = stratified_split([f.split('/')[1] for f in images.files[n_test:]], valid, seed)
-    if valid!='test': paths = paths[n_test:]
-    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected a whole number, at least 1')
-    if bs>len(splits[0]): raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}. Choose a smaller batch size')
-    mean,std = stats or decoded.stats(np.array(splits[0]) + (0 if valid=='test' else n_test))
+    if from_folder: splits = list(range(n_test,len(images))),list(range(n_test))
+    else:
+        splits = stratified_split(_labels(images.files[n_test:]), valid, seed)
+        paths = paths[n_test:]
+    if bs>len(splits[0]):
+        if bs!=512: raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}. Choose a smaller batch size')
+        bs = len(splits[0]) # of the default
+    mean,std = stats or decoded.stats(np.array(splits[0]) + (0 if from_folder else n_test))
     batch_tfms = [Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)]
     kw = dict(bs=bs, drop_last=drop_last, device=torch.device(device) if device else default_device(), seed=seed)
     if engine=='batch':
         block = image_block(images.classes, paths, lambda o: splits, None, policy.batch_tfms(mean,std,seed)+batch_tfms, ResidentDL)
-        return block.dataloaders(path, path=images.path, images=decoded, **kw)
+        return block.dataloaders(images.path, path=images.path, images=decoded, **kw)
     item_tfms = [_ToSize(decoded.size)] + policy.item_tfms(mean,std,seed)
     block = image_block(images.classes, paths, lambda o: splits, item_tfms, batch_tfms)
-    return block.dataloaders(path, path=images.path, num_workers=num_workers, **kw)
+    return block.dataloaders(images.path, path=images.path, num_workers=num_workers, **kw)
 
 # %% ../nbs/02_loaders.ipynb #7aab7897
 def plot_augmented(
