@@ -165,7 +165,7 @@ class ScheduleLR(Callback):
 
     def before_batch(self):
         i = self.epoch*len(self.dls.train) + self.iter
-        self.opt.set_hypers(lr=[float(self.lrs[i])*h.get('lr_mult', 1.) for h in self.opt.hypers])
+        self.opt.set_hypers(lr=float(self.lrs[i]))
         if self.moms is not None: self.opt.set_hypers(mom=float(self.moms[i]))
 
 # %% ../nbs/05_schedule.ipynb #fd8dee0b
