@@ -381,14 +381,18 @@ def dls(self:Recipe,
 @patch
 def learner(self:Recipe,
     dls:DataLoaders, # Images; `Recipe.dls` gives those that the recipe means, any others will do
-    **kwargs # Further arguments of `Learner`: cbs, path, ...
+    **kwargs # Arguments of `Learner`: cbs, path, ...; model, loss_func, opt_func, splitter and metrics take the place of the recipe's
 ) -> Learner: # With a `History` at `learn.history`, the recipe at `learn.recipe`
-    "A fastai `Learner` by this recipe. Sets the random seeds, so that the same seed gives the same weights"
+    "Return a fastai `Learner` by this recipe. Set the random seeds, so that the same seed gives the same weights. An `opt_func` comes with fastai's default splitter unless `splitter` is given"
     set_seed(self.seed)
-    model = create_model(self.model, dls.c, **self.model_args)
-    learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=self.label_smoothing), metrics=kwargs.pop('metrics', accuracy),
-                    opt_func=self.opt_func(), splitter=self.splitter(),
-                    cbs=[History(),StopIfLost(),QuickLoop(),KeepMemory()]+[Whiten(self.whiten)]*(self.whiten is not None)+([ProgressiveResize(*self.small)] if self.small else [])+[L1Penalty(self.l1, self.l1_form)]*(self.l1>0)+L(kwargs.pop('cbs', None)), **kwargs)
+    if 'model' not in kwargs: kwargs['model'] = create_model(self.model, dls.c, **self.model_args)
+    if 'opt_func' not in kwargs: kwargs = dict(opt_func=self.opt_func(), splitter=self.splitter()) | kwargs
+    cbs = [History(),StopIfLost(),QuickLoop(),KeepMemory()]
+    if self.whiten is not None and hasattr(kwargs['model'], 'whiten'): cbs.append(Whiten(self.whiten))
+    if self.small: cbs.append(ProgressiveResize(*self.small))
+    if self.l1: cbs.append(L1Penalty(self.l1, self.l1_form))
+    defaults = dict(loss_func=CrossEntropyLossFlat(label_smoothing=self.label_smoothing), metrics=accuracy)
+    learn = Learner(dls, cbs=cbs+L(kwargs.pop('cbs', None)), **(defaults | kwargs))
     learn.recipe,half = self,self.precision(dls.device)
     return learn.to_fp16() if half=='fp16' else learn.to_bf16() if half=='bf16' else learn
 
