@@ -173,16 +173,34 @@ def _affine_item(p, fill, size):
 
 # %% ../nbs/01_augment.ipynb #c609a4e1
 @lru_cache(maxsize=32) # a copy to a GPU waits for all that it has to do
-def _coin_weights(shape, seed, device): return torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int32).to(device)
+def _coin_keys(n, seed, device):
+    "A random number of 64 bits for each of `n` words"
+    return torch.randint(-2**63, 2**63-1, (n,), generator=torch.Generator().manual_seed(seed)).to(device)
+
+def _mix(h):
+    "Mix the bits of numbers of 64 bits, in place (MurmurHash3's finalizer)"
+    for factor in (-0xae502812aa7333,-0x3b314601e57a13ad): # two's complement of its 0xff51afd7ed558ccd, 0xc4ceb9fe1a85ec53
+        h ^= (h>>33)&0x7fffffff
+        h *= factor
+    h ^= (h>>33)&0x7fffffff
+    return h
+
+def _words(x):
+    "Images of uint8 as numbers of 64 bits, eight pixels in each"
+    x = x.flatten(1)
+    return F.pad(x, (0,-x.shape[1]%8)).view(torch.int64)
 
 def _pixel_coin(
     x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1
     seed:int=0 # Another seed tosses again
 ) -> Tensor: # bool [N]
-    "A fair coin toss for each image, always the same for the same pixels"
-    w = _coin_weights(x.shape[1:], seed, x.device)
-    x = x.int() if x.dtype==torch.uint8 else (x*255).round().int()
-    return ((x*w).sum((1,2,3), dtype=torch.int32)>>3)%2==1
+    "Toss a fair coin for each image, always the same for the same pixels: a bit of a hash of all pixels and their places"
+    fine = None if x.dtype==torch.uint8 else (x.float()*255*256).round().to(torch.int32) # 256 steps between two levels
+    words = _words(x if fine is None else (fine>>8).to(torch.uint8))
+    keys = _coin_keys(words.shape[1], seed, x.device)
+    h = _mix(words^keys).sum(1)
+    if fine is not None: h += (_mix(_words((fine&255).to(torch.uint8)))*keys).sum(1) # 0 for floats that are levels of uint8
+    return _mix(h)&1==1
 
 def _flip_batch(p, x, fill, draw):
     return _where(draw.chance(p.flip), x.flip(-1), x) if p.flip and not p.alternate else x

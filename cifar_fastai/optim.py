@@ -10,15 +10,43 @@ from functools import lru_cache
 from fastai.vision.all import *
 
 # %% auto #0
-__all__ = ['torch_opt', 'sgd', 'adam', 'cpu_has_bf16', 'orthogonalize', 'Muon', 'muon_groups', 'decay_groups', 'L1Penalty']
+__all__ = ['GroupOptimWrapper', 'torch_opt', 'sgd', 'adam', 'cpu_has_bf16', 'orthogonalize', 'Muon', 'muon_groups',
+           'decay_groups', 'L1Penalty']
+
+# %% ../nbs/04_optim.ipynb #0c116881
+class GroupOptimWrapper(OptimWrapper):
+    "An `OptimWrapper` that multiplies learning rate and weight decay of a parameter group by its `lr_mult` and `wd_mult`, if it has them, at each step"
+    _mults = dict(lr='lr_mult', weight_decay='wd_mult')
+    def step(self, closure=None):
+        "Take a step of the torch optimizer. Between steps, the groups hold the base values that schedules set"
+        groups = self.opt.param_groups
+        base = [{k: g[k] for k in self._mults if k in g} for g in groups]
+        try:
+            for g,values in zip(groups, base): g.update({k: v*g.get(self._mults[k], 1.) for k,v in values.items()})
+            return self.opt.step(closure)
+        finally:
+            for g,values in zip(groups, base): g.update(values)
+
+    @property
+    def group_lrs(self) -> list:
+        "The learning rate at which each group takes its steps"
+        return [g['lr']*g.get('lr_mult', 1.) for g in self.opt.param_groups]
+
+    def freeze_to(self, n:int):
+        "Freeze the groups before `n`, as fastai does. Raise `ValueError` if the groups are not layers, or if there is only one"
+        groups = self.opt.param_groups
+        if n!=0 and (len(groups)==1 or not all(g.get('freezable', True) for g in groups)):
+            kind = 'the optimizer has only one parameter group' if len(groups)==1 else 'the parameter groups of this optimizer are kinds of parameters, not layers'
+            raise ValueError(f'freeze: {kind}; create the learner with a `splitter` that returns a list of parameters for each group of layers')
+        super().freeze_to(n)
 
 # %% ../nbs/04_optim.ipynb #43caed11
 def torch_opt(
     opt:type, # A `torch.optim` class
     **kwargs # Its arguments, but for lr
 ): # For `Learner(opt_func=...)`
-    "A torch optimizer as a fastai `opt_func`. Weight decay is on all parameters alike, norms and biases included, as torch does it"
-    return partial(OptimWrapper, opt=opt, **kwargs)
+    "Return a torch optimizer as a fastai `opt_func`. Weight decay applies to all parameters, norms and biases included, as in torch"
+    return partial(GroupOptimWrapper, opt=opt, **kwargs)
 
 def sgd(
     mom:float=.9, # Momentum
@@ -146,21 +174,22 @@ def muon_groups(
     muon:bool=True, # Orthogonal steps for the filters? False: SGD at `lr`, as for the others
     decay:float=2e-6 # How much of a bias or of a linear layer's weight each step takes off, at the highest rate, for each image of a batch of 2,000
 ) -> list: # Parameter groups of torch for `Muon`: bias of a `whiten` layer, other biases and norms, linear layers, filters
-    "Splitter for `Muon`: filters take orthogonal steps, all else is SGD at rates of its own (K. Jordan, 2024)"
-    named = [(nm,p) for nm,p in model.named_parameters() if p.requires_grad]
+    "Return the four groups, of which some may be empty: filters take orthogonal steps, all else is SGD at its own learning rates (K. Jordan, 2024). They cannot be frozen by `learn.freeze()`"
+    named = [(nm,p) for nm,p in model.named_parameters() if p.requires_grad or nm=='whiten.bias'] # that bias stays in its group when its training ends
     kinds = dict(whiten=[p for nm,p in named if nm=='whiten.bias'], bias=[p for nm,p in named if p.ndim==1 and nm!='whiten.bias'],
                  head=[p for _,p in named if p.ndim in (2,3)], filters=[p for _,p in named if p.ndim>3])
-    def sgd(kind, rate): return dict(params=kinds[kind], lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False)
-    groups = [sgd('whiten',bias_lr), sgd('bias',bias_lr), sgd('head',head_lr), dict(params=kinds['filters'], muon=True, lr_mult=1.) if muon else sgd('filters',lr)]
-    return [g for g in groups if g['params']]
+    def sgd(kind, rate): return dict(params=kinds[kind], lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False, freezable=False)
+    filters = dict(params=kinds['filters'], lr_mult=1., muon=True, freezable=False) if muon else sgd('filters',lr)
+    return [sgd('whiten',bias_lr), sgd('bias',bias_lr), sgd('head',head_lr), filters]
 
 # %% ../nbs/04_optim.ipynb #3516a0d4
 def decay_groups(
     model:nn.Module # Any module
 ) -> list: # Two parameter groups of torch: all that has two dimensions or more, and the rest without weight decay
-    "Splitter for `torch_opt`: no weight decay on norms and biases, the parameters of one dimension (as timm does it). Not to be frozen, and a `wd` given to `fit` goes to both groups"
+    "Return groups for `torch_opt` without weight decay on norms and biases, the parameters of one dimension (as in timm), also if `fit` sets a `wd`. They cannot be frozen by `learn.freeze()`"
     params = [p for p in model.parameters() if p.requires_grad]
-    return [dict(params=[p for p in params if p.ndim>1]), dict(params=[p for p in params if p.ndim<=1], weight_decay=0.)]
+    return [dict(params=[p for p in params if p.ndim>1], wd_mult=1., freezable=False),
+            dict(params=[p for p in params if p.ndim<=1], wd_mult=0., weight_decay=0., freezable=False)]
 
 # %% ../nbs/04_optim.ipynb #6a578910
 class L1Penalty(Callback):
