@@ -242,6 +242,9 @@ class FitCallback(Callback):
     "Base class of callbacks that hear a training only, not `validate`, `get_preds`, `lr_find` or `range_test`, and clean up after it"
     during = ('fit',) # What it hears: 'fit', 'range_test', 'evaluation'
 
+    @property
+    def in_range_test(self): return 'range_test' in _fit_scopes(self.learn).kinds
+
     def cleanup(self):
         "Undo what `before_fit` did. Called once at the end of a fit, after `after_fit`, an error or Ctrl-C, the last callback first"
 
