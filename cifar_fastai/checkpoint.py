@@ -157,7 +157,7 @@ def find_checkpoint(
         other = next((o['path'].name for o in reversed(there) if o['path']!=path and whole(o['path'])), None)
         raise CheckpointError(f'{e}. '+(f'{other} is whole: go on from it by {f"{command} --checkpoint {other}" if command else f"resume={other!r}"}' if other else 'No other one is whole')) from None
 
-class Checkpoints(Callback):
+class Checkpoints(FitCallback):
     "Save all of a training as it goes, and go on from there to the same bits"
     order,run_valid = 1000,False # after all others: what they do at the end of an epoch belongs to it
     def __init__(self,
@@ -182,8 +182,6 @@ class Checkpoints(Callback):
         self.folder,self.seconds,self._started = Path(folder).expanduser(),0.,ExitStack() # seconds: what the training waited
 
     def before_fit(self):
-        self.run = getattr(self.learn, 'create_mbar', True) and not hasattr(self.learn, 'lr_finder') # validating and predicting are no fit
-        if not self.run: return
         self._writer,self._losses = ThreadPoolExecutor(1, 'checkpoint'),deque(maxlen=5)
         self._signal,self._told,self._pending,self._skip,self._best,self._rates,self._next,self._scale,self._left = 0,0,None,None,None,None,0,self.lr_scale,self.returns
         self._rank,self._several = rank_distrib(),getattr(self.learn, 'distributed', None) # several processes train together
@@ -194,8 +192,9 @@ class Checkpoints(Callback):
             self._restore()
             if threading.current_thread() is threading.main_thread():
                 for o in (signal.SIGINT,signal.SIGTERM): started.callback(signal.signal, o, signal.signal(o, self._on_signal) or signal.SIG_DFL)
+            self._plain = self.learn._with_events
+            started.callback(setattr, self.learn, '_with_events', self._plain)
             self.learn._with_events = self._with_events
-            started.callback(self.learn.__dict__.pop, '_with_events', None)
             self._last,self._started = time.monotonic(),started.pop_all()
 
     def _take(self, started):
@@ -227,7 +226,7 @@ class Checkpoints(Callback):
     def _with_events(self, f, event_type, ex, final=noop):
         "In place of the learner's own: epochs that are done are left out, and from a lost one it goes back"
         learn = self.learn
-        def plain(): return type(learn)._with_events(learn, f, event_type, ex, final)
+        def plain(): return self._plain(f, event_type, ex, final)
         if event_type!='epoch': return plain()
         last,bar = learn.epoch,getattr(getattr(learn, 'progress', None), 'mbar', None)
         if bar and last==0 and self._next: bar.update(0) # it must be started at its beginning
@@ -250,8 +249,7 @@ class Checkpoints(Callback):
             raise
         if last==learn.n_epoch-1: self._started.close()
 
-    def after_fit(self): self._started.close()
-    abandon = after_fit
+    def cleanup(self): self._started.close()
 
     def before_epoch(self):
         if self._skip: self.learn.all_batches = self._rest_of_epoch
@@ -399,7 +397,6 @@ class Checkpoints(Callback):
             try: model,state,_ = read_checkpoint(o['path'])
             except CheckpointError: continue
             if not all(v.isfinite().all() for v in model.values() if v.is_floating_point()): continue
-            leave_autocast()
             self._place(model, state)
             self._scale,self._left = scale,self._left-1
             self._losses.clear()

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/precision.html.md"""
 
 # %% ../nbs/06_precision.ipynb #f14653d4
 from __future__ import annotations
-import ctypes,time
+import ctypes,time,warnings
 from contextlib import contextmanager
 from types import MethodType
 from fastai.vision.all import *
@@ -14,9 +14,10 @@ from fastai.callback import fp16
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.channelslast import ChannelsLast
 from .optim import cpu_has_bf16
+from .schedule import FitCallback
 
 # %% auto #0
-__all__ = ['half_precision', 'device_name', 'leave_autocast', 'MixedPrecision', 'SideBySide', 'KeepMemory', 'Compile']
+__all__ = ['half_precision', 'device_name', 'MixedPrecision', 'SideBySide', 'KeepMemory', 'Compile']
 
 # %% ../nbs/06_precision.ipynb #a632a39a
 def half_precision(
@@ -36,20 +37,22 @@ def device_name(
     return f'CPU, {len(os.sched_getaffinity(0)) if hasattr(os,"sched_getaffinity") else os.cpu_count()} cores' if device.type=='cpu' else device.type
 
 # %% ../nbs/06_precision.ipynb #6f5a9538
-_entered = [] # autocast regions that are open: an interrupt in a forward pass leaves one behind
-
-def leave_autocast():
-    "Close what an interrupted forward pass left open, without which all that follows would run in half precision"
-    while _entered: _entered.pop().__exit__(None, None, None)
-
-class MixedPrecision(fp16.MixedPrecision):
+class MixedPrecision(FitCallback, fp16.MixedPrecision):
     "fastai's `MixedPrecision` on the device that the model is on. The gradient scaler works for fp16 alone: bf16 has fp32's range"
-    def before_batch(self):
-        self.autocast.__enter__()
-        _entered.append(self.autocast)
+    during,autocast,_is_open = ('fit','range_test','evaluation'),None,False
 
-    def after_loss(self): _entered.pop().__exit__(None, None, None)
-    def abandon(self): leave_autocast() # after an interrupted fit
+    def before_batch(self):
+        self._close()
+        self.autocast.__enter__()
+        self._is_open = True
+
+    def after_loss(self): self._close()
+    def _close(self):
+        "Leave the autocast region, if a forward pass that was cancelled or interrupted did not"
+        if not self._is_open: return
+        self._is_open = False
+        self.autocast.__exit__(None, None, None)
+    before_epoch = after_cancel_batch = after_cancel_train = after_cancel_validate = after_cancel_epoch = after_cancel_fit = _close
 
     def before_step(self):
         "As fastai's, which besides reads the scale from the device at each step"
@@ -63,12 +66,26 @@ class MixedPrecision(fp16.MixedPrecision):
         return torch.autocast(device, dtype=torch.bfloat16 if self.amp_mode==AMPMode.BF16 else torch.float16)
 
     def before_fit(self):
-        leave_autocast()
         device = next((p.device for p in self.model.parameters()), self.dls.device).type
         if device=='cuda' and self.amp_mode==AMPMode.BF16 and not torch.cuda.is_bf16_supported():
             raise ValueError('bf16: this GPU has no bfloat16. Use to_fp16()')
         self.kwargs['enabled'] = self.amp_mode==AMPMode.FP16
         self.autocast,self.learn.scaler,self.scales = self.region(),torch.amp.GradScaler(device, **self.kwargs),L()
+
+    @contextmanager
+    def aside(self):
+        "An evaluation within a batch of the fit has an autocast region of its own"
+        was = self.autocast,self._is_open
+        self.autocast,self._is_open = self.region(),False
+        try: yield
+        finally:
+            self._close()
+            self.autocast,self._is_open = was
+
+    def after_fit(self): pass # `cleanup` does what fastai does here
+    def cleanup(self):
+        self._close()
+        super().after_fit()
 
 # %% ../nbs/06_precision.ipynb #2954cf88
 def _side_by_side(x, n=16):
@@ -99,18 +116,21 @@ def _row_forward(m, x):
     dtype = torch.get_autocast_dtype('cpu')
     return _RowConv.apply(x.to(dtype), m.weight.to(dtype))
 
-class SideBySide(Callback):
-    "On the CPU in half precision, lay images side by side for the 3x3 convolutions of maps up to 8x8: the same sums, faster"
-    order = ChannelsLast.order+1
-    def before_fit(self):
-        for m in self.model.modules():
-            if (isinstance(m, nn.Conv2d) and m.kernel_size==(3,3) and m.stride==m.dilation==m.padding==(1,1) and m.groups==1 and m.bias is None
-                and m.padding_mode=='zeros' and min(m.in_channels,m.out_channels)>=64): m.forward = partial(_row_forward, m)
+def _fits_rows(m):
+    "Is a module a convolution that `_RowConv` computes, with torch's own forward pass?"
+    return (isinstance(m, nn.Conv2d) and 'forward' not in vars(m) and m.kernel_size==(3,3) and m.stride==m.dilation==m.padding==(1,1) and m.groups==1
+            and m.bias is None and m.padding_mode=='zeros' and min(m.in_channels,m.out_channels)>=64)
 
-    def after_fit(self):
-        for m in self.model.modules():
-            if isinstance(m, nn.Conv2d): m.__dict__.pop('forward', None)
-    abandon = after_fit # an interrupted fit
+class SideBySide(FitCallback):
+    "On the CPU in half precision, lay images side by side for the 3x3 convolutions of maps up to 8x8: the same sums, faster"
+    order,during,_convs = ChannelsLast.order+1,('fit','range_test','evaluation'),()
+    def before_fit(self):
+        self._convs = [m for m in self.model.modules() if _fits_rows(m)]
+        for m in self._convs: m.forward = partial(_row_forward, m)
+
+    def cleanup(self):
+        for m in self._convs: vars(m).pop('forward', None)
+        self._convs = ()
 
 # %% ../nbs/06_precision.ipynb #1c52d824
 def _mallopt(**options):
@@ -121,16 +141,16 @@ def _mallopt(**options):
     for k,v in options.items(): malloc.mallopt(dict(trim_threshold=-1, top_pad=-2, mmap_max=-4)[k], v)
     if options['mmap_max']: malloc.malloc_trim(0)
 
-class KeepMemory(Callback):
+class KeepMemory(FitCallback):
     "While it trains on a CPU, let the process keep the memory that a step has freed for the next one; after the fit, the system gets it back. Only under glibc"
     order,kept = -100,False # before anything is computed
+    during = 'fit','range_test','evaluation'
     def before_fit(self):
         self.kept = torch.device(getattr(self.dls, 'device', None) or 'cpu').type=='cpu'
         if self.kept: _mallopt(mmap_max=0, trim_threshold=2**31-1, top_pad=2**28)
 
-    def after_fit(self):
+    def cleanup(self):
         if self.kept: _mallopt(mmap_max=65536, trim_threshold=2**17, top_pad=2**17)
-    abandon = after_fit # an interrupted fit
 
 # %% ../nbs/06_precision.ipynb #fcb6aa79
 @contextmanager
@@ -197,17 +217,25 @@ class Compile(Callback):
     abandon = after_fit # an interrupted fit
 
 # %% ../nbs/06_precision.ipynb #e3cd41f6
+def _on_cpu(learn): return torch.device(getattr(learn.dls, 'device', None) or 'cpu').type=='cpu'
+
 def _mixed(learn, mode, channels_last, **kwargs):
     learn.remove_cbs([fp16.MixedPrecision, ChannelsLast, SideBySide])
-    on_cpu = torch.device(getattr(learn.dls, 'device', None) or 'cpu').type=='cpu'
-    return learn.add_cbs([MixedPrecision(mode, **kwargs)] + [ChannelsLast()]*channels_last + [SideBySide()]*(channels_last and on_cpu))
+    learn.add_cb(MixedPrecision(mode, **kwargs))
+    if channels_last: learn.add_cb(ChannelsLast())
+    if channels_last and _on_cpu(learn): learn.add_cb(SideBySide())
+    return learn
 
 @patch
 def to_fp16(self:Learner,
     channels_last:bool=True, # Keep weights and activations with the channels last in memory?
     **kwargs # For `torch.amp.GradScaler`
 ) -> Learner:
-    "Train in float16 mixed precision on the learner's own device, with a gradient scaler"
+    "Train in float16 mixed precision on the learner's own device, with a gradient scaler. On a CPU, which emulates float16, in bfloat16 or float32"
+    if _on_cpu(self):
+        name = 'bf16' if cpu_has_bf16() else 'fp32'
+        warnings.warn(f'to_fp16: fp16 on a CPU takes minutes a step, so this learner trains in {name}. Use to_{name}() there', stacklevel=2)
+        return self.to_bf16(channels_last) if name=='bf16' else self.to_fp32()
     return _mixed(self, AMPMode.FP16, channels_last, **kwargs)
 
 @patch

@@ -23,31 +23,33 @@ __all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', '
            'resize_batch', 'ProgressiveResize', 'Recipe']
 
 # %% ../nbs/07_recipe.ipynb #81533adb
-class History(Callback):
-    "A row for each epoch: learning rate, seconds, loss and accuracy of both parts, averages over samples; no row for an unfinished epoch"
+class History(FitCallback):
+    "A row for each epoch: learning rate, seconds, loss and accuracy of the training and the validation set, averages over samples; no row for an unfinished epoch"
     order = Recorder.order+1
-    def __init__(self): self.rows,self._sums,self._elsewhere = [],{},False
+    def __init__(self): self.rows,self._sums,self._part = [],{},None
 
-    def before_fit(self): self._elsewhere = hasattr(self.learn, 'lr_finder') # a range test is no training
-
-    def before_epoch(self): self._start,self._sums = time.perf_counter(),{}
+    def before_epoch(self): self._start,self._sums,self._part = time.perf_counter(),{},None
+    def before_train(self): self._part = 'train'
+    def before_validate(self): self._part = 'valid'
 
     def after_batch(self):
-        if not self.yb: return
-        n,part = len(self.yb[0]),'train' if self.training else 'valid'
+        part = self._part
+        if not (self.yb and part): return # a batch by itself, which another callback looks at
+        n = len(self.yb[0])
         loss = self.loss.detach().float().mean()
         right = (self.pred.detach().argmax(1)==self.yb[0]).sum().to(loss) if self.pred.ndim==2 else torch.zeros_like(loss)
         now = torch.stack([loss*n, right, torch.full_like(loss, n)]) # copying a number to a GPU would wait for all that it has to do
         self._sums[part] = self._sums[part].to(now.device)+now if part in self._sums else now
 
-    def after_train(self): self._train_seconds = time.perf_counter()-self._start
+    def after_train(self): self._part,self._train_seconds = None,time.perf_counter()-self._start
+    def after_validate(self): self._part = None
 
     def _totals(self):
         "The sums, over all processes if there are several"
         return self._sums if not hasattr(self.learn, 'distributed') else {k: self.learn.distributed.sum(v) for k,v in self._sums.items()}
 
     def after_epoch(self):
-        if self._elsewhere or 'train' not in self._sums: return
+        if 'train' not in self._sums: return
         row = dict(epoch=len(self.rows)+1, lr=self.recorder.lrs[-1])
         for part,sums in self._totals().items():
             loss,right,n = sums.tolist()
@@ -97,7 +99,7 @@ def plot_history(
 class LostTraining(RuntimeError):
     "A training whose loss is infinite or not a number: the message says where, and what to do"
 
-class StopIfLost(Callback):
+class StopIfLost(FitCallback):
     "Raise `LostTraining` at the first training loss that is not finite (an L1 penalty included), before it reaches the weights. On a GPU, where looking costs time, it looks every 50 steps and names the step"
     order,run_valid = MixedPrecision.order+1,False
     def __init__(self,
@@ -116,7 +118,7 @@ class StopIfLost(Callback):
 
     def _look(self):
         losses,self._losses = self._losses,[]
-        if not losses or hasattr(self.learn, 'lr_finder'): return
+        if not losses: return
         values = torch.stack([o[0] for o in losses])
         if hasattr(self.learn, 'distributed'): values = self.learn.distributed.sum(values) # lost in one process, lost in all
         values = values.tolist()
@@ -134,34 +136,53 @@ class _DeviceLoss(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(loss, self.val.to(loss.device, loss.dtype), self.beta)
 
-class QuickLoop(Callback):
-    "Leave losses and metrics on the device, and read them once an epoch"
-    order = Recorder.order+1
+class _OnDevice(GetAttr):
+    "A learner for fastai's averages, whose `to_detach` leaves tensors on their device"
+    _default = 'learn'
+    def __init__(self, learn): self.learn = learn
+    def to_detach(self, b, cpu=True, gather=True): return self.learn.to_detach(b, False, gather)
+
+def _accumulate(metric, learn): type(metric).accumulate(metric, _OnDevice(learn))
+def _averages(o): return type(o).accumulate in (AvgMetric.accumulate,AvgLoss.accumulate)
+
+class QuickLoop(FitCallback):
+    "Leave losses and averages on the device, and read them once an epoch"
+    order,_n_read = Recorder.order+1,0
     def __init__(self,
-        seconds:float=1. # Between two readings for the progress bar
-    ): self.seconds = seconds
+        seconds:float=1. # Between two losses that the progress bar shows
+    ): self.seconds,self._patched = seconds,[]
+
+    def _patch(self, o, name, f):
+        self._patched.append((o, name))
+        vars(o)[name] = f # `=` would warn of the learner's attributes
 
     def before_fit(self):
-        self.run = getattr(self.learn, 'create_mbar', True) and not hasattr(self.learn, 'lr_finder') # only a fit
-        if not self.run: return
-        vars(self.recorder)['smooth_loss'] = _DeviceLoss(self.recorder.smooth_loss.beta) # by `=` fastai would warn in a second fit
-        self._shown,self._n_read = time.perf_counter(),0
-        self.learn.to_detach = lambda b,cpu=True,gather=True: Learner.to_detach(self.learn, b, False, gather) # of fastai's averages
+        self._shown,self._n_read,recorder = time.perf_counter(),0,self.recorder
+        for o in [recorder.loss, *self.learn.metrics]:
+            if _averages(o): self._patch(o, 'accumulate', partial(_accumulate, o))
+        for o in self.learn.cbs:
+            if isinstance(o, ProgressCallback) and type(o).after_batch is ProgressCallback.after_batch: self._patch(o, 'after_batch', partial(self._show, o))
+        vars(recorder)['smooth_loss'] = _DeviceLoss(recorder.smooth_loss.beta)
 
-    def after_batch(self):
-        if not self.training: return
-        if time.perf_counter()-self._shown<self.seconds: self.learn.__dict__.pop('smooth_loss', None) # nothing to show
-        else: self._shown = time.perf_counter()
+    def _show(self, progress):
+        "Move the progress bar; its loss is read now and then"
+        if time.perf_counter()-self._shown<self.seconds: return progress.pbar.update(self.iter+1)
+        ProgressCallback.after_batch(progress)
+        self._shown = time.perf_counter()
 
     def after_train(self):
         new = self.recorder.losses[self._n_read:]
         if new: self.recorder.losses[self._n_read:] = torch.stack(new).cpu().unbind()
         self._n_read = len(self.recorder.losses)
 
-    def after_fit(self):
-        self.learn.__dict__.pop('to_detach', None)
-        self.learn.smooth_loss = self.recorder.smooth_loss.value
-    abandon = after_fit
+    def cleanup(self):
+        for o,name in self._patched: vars(o).pop(name, None)
+        self._patched,kept = [],self.recorder.smooth_loss
+        smooth = AvgSmoothLoss(kept.beta)
+        smooth.count,smooth.val = kept.count,kept.val.cpu()
+        vars(self.recorder)['smooth_loss'] = smooth
+        if smooth.count: self.learn.smooth_loss = smooth.value
+        self.after_train()
 
 # %% ../nbs/07_recipe.ipynb #6eb6b85f
 class Whiten(Callback):
@@ -214,7 +235,7 @@ def resize_batch(
     "Resize a batch by bilinear interpolation, smoothed where it shrinks"
     return x if x.shape[-2:]==(side,side) else F.interpolate(x, size=(side,side), mode='bilinear', antialias=True)
 
-class ProgressiveResize(Callback):
+class ProgressiveResize(FitCallback):
     "Train on small images first, see `progressive_side`. Validation and range tests are on whole ones"
     order,run_valid = MixedPrecision.order-1,False
     def __init__(self,
@@ -223,8 +244,6 @@ class ProgressiveResize(Callback):
     ):
         progressive_side(0, 32, start, until)
         store_attr()
-
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')
 
     def before_batch(self):
         x,*rest = self.xb
@@ -399,7 +418,6 @@ def learner(self:Recipe,
 def _fit(learn, n_epoch, lrs, cbs):
     "Fit, together with the other processes if torchrun or accelerate launch started several"
     with contextlib.ExitStack() as together:
-        together.callback(leave_autocast)
         together.enter_context(_tuned_convolutions())
         if num_distrib()>1:
             from cifar_fastai.distributed import _lost_process

@@ -131,7 +131,7 @@ def model_input(
     with no_random(): x = dls.valid.new(bs=1, shuffle=False).one_batch()[0]
     return dict(classes=list(map(str, dls.vocab)), mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist(), size=x.shape[-1])
 
-class SaveRun(Callback):
+class SaveRun(FitCallback):
     "Write each epoch's row, and at the end, good or bad, the weights, the curves and the state, into a `Run`. What cannot be written is warned of, and the training goes on"
     order = History.order+1
     def __init__(self, run:Run): self.folder,self.n_before,self.each = run,0,True # `run` is fastai's own switch of a callback
@@ -217,11 +217,9 @@ def record(self:Run,
         try:
             with learn.added_cbs([saver,*logs,*points]): fit(learn)
         except (KeyboardInterrupt,Exception) as e:
-            leave_autocast()
             saver.learn = learn
             if isinstance(e, Exception): saver._try('error.txt', partial(self._add_error, e))
             saver.finish('interrupted' if isinstance(e, KeyboardInterrupt) else 'failed', f'{type(e).__name__}: {error_text(e)}')
-            for o in logs: o.close()
             raise
     return learn
 
@@ -238,9 +236,9 @@ def _traceable(model):
     for m in model.modules(): m.__dict__.pop('forward', None)
     return model
 
-class TensorBoardLog(Callback):
+class TensorBoardLog(FitCallback):
     "Scalars by step and by epoch, pictures, the graph, hyperparameters and range tests, for TensorBoard"
-    order,run_valid = SaveRun.order+1,False
+    order,run_valid,during = SaveRun.order+1,False,('fit','range_test')
     def __init__(self,
         log_dir, # Folder of the event files, made if it does not exist
         hparams=None, # Hyperparameters: a `Recipe`, or a dict
@@ -272,9 +270,8 @@ class TensorBoardLog(Callback):
         self.writer.close()
         self.writer = None
 
-    def before_fit(self):
-        self.run = not (rank_distrib() or hasattr(self.learn, 'gather_preds'))
-        if self.run: self.close() # an interrupted fit leaves it open
+    def before_fit(self): self.run = not rank_distrib()
+    def cleanup(self): self.close()
 
     def before_train(self):
         if self.writer and self._void: self.writer.close(); self.writer = None
@@ -286,7 +283,7 @@ class TensorBoardLog(Callback):
         self._void = not (self.writer and self._new)
 
     def after_batch(self):
-        if hasattr(self.learn, 'lr_finder'): return
+        if self.in_range_test: return
         if self._xb is None: self._xb = self.xb
         hypers,l1 = self.opt.hypers[-1],getattr(self.learn, 'l1_penalty', None)
         step = dict(loss=self.loss.detach().mean(), lr=hypers['lr'])
@@ -308,7 +305,7 @@ class TensorBoardLog(Callback):
 
     def after_fit(self):
         if not self.writer: return
-        if hasattr(self.learn, 'lr_finder'): self.log_range_test(self.recorder.lrs, self.recorder.losses)
+        if self.in_range_test: self.log_range_test(self.recorder.lrs, self.recorder.losses)
         elif self._pictures and num_distrib()<2: self._try(self._misclassified)
         if self._end: self.writer.file_writer.add_summary(self._end)
         self.close()

@@ -6,6 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/schedule.html.md"""
 
 # %% ../nbs/05_schedule.ipynb #269d46ac
 from __future__ import annotations
+from contextlib import ExitStack,contextmanager,nullcontext
 from dataclasses import dataclass
 from fastai.vision.all import *
 from fastai.callback.schedule import combined_cos,LRFinder,ParamScheduler,SuggestionMethod
@@ -13,8 +14,8 @@ import sys,tempfile
 from .loaders import random_state,set_random_state
 
 # %% auto #0
-__all__ = ['schedules', 'Schedule', 'Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'plot_lrs', 'ScheduleLR', 'PlateauLR',
-           'RangeTest']
+__all__ = ['schedules', 'Schedule', 'Interp', 'OneCycle', 'Linear', 'Step', 'Plateau', 'plot_lrs', 'FitCallback', 'ScheduleLR',
+           'PlateauLR', 'RangeTest']
 
 # %% ../nbs/05_schedule.ipynb #74b00d75
 class Schedule:
@@ -174,6 +175,119 @@ def plot_lrs(
     ax.set(xlabel='epoch' if steps_per_epoch else 'step', ylabel='learning rate')
     if len(named)>1: ax.legend()
     return ax
+
+# %% ../nbs/05_schedule.ipynb #1855615a
+class _FitScopes:
+    "What a learner is doing: a fit, a range test or an evaluation. Calls `cleanup` at the end of each"
+    loop = 'dl n_iter iter xb yb pred loss loss_grad training'.split() # attributes of the learner that its loop sets
+    def __init__(self, learn): self.learn,self.kinds,self.cleanups,self.entered = learn,[],[],[]
+    def __getstate__(self): return dict(learn=self.learn, kinds=[], cleanups=[], entered=[]) # a copy is not in a fit
+
+    @contextmanager
+    def scope(self, kind):
+        n = len(self.entered)
+        with ExitStack() as cleanups:
+            self.kinds.append(kind)
+            self.cleanups.append(cleanups)
+            try: yield
+            finally:
+                self.kinds.pop()
+                self.cleanups.pop()
+                del self.entered[n:]
+
+    def hears(self, cb, event_name):
+        "Is an event meant for a `FitCallback`?"
+        if not self.kinds or self.kinds[-1] not in cb.during: return False
+        return event_name=='before_fit' or any(o is cb for o in self.entered)
+
+    def enter(self, cb):
+        self.entered.append(cb)
+        self.cleanups[-1].callback(self.cleanup, cb)
+
+    def cleanup(self, cb):
+        learn = cb.learn
+        vars(cb)['learn'] = self.learn # it may have been removed during the fit
+        try: cb.cleanup()
+        finally: vars(cb)['learn'] = learn
+
+    def with_events(self, f, event_type, ex, final=noop):
+        "In place of `Learner._with_events`"
+        plain = type(self.learn)._with_events
+        if event_type!='fit': return plain(self.learn, f, event_type, ex, final)
+        with self.scope('range_test' if hasattr(self.learn, 'lr_finder') else 'fit'):
+            plain(self.learn, f, event_type, ex, final)
+
+    def validation_context(self, cbs=None, inner=False):
+        "In place of `Learner.validation_context`: an evaluation within a fit starts and ends no fit"
+        plain = type(self.learn).validation_context
+        if not self.kinds: return ContextManagers([self.scope('evaluation'), *plain(self.learn, cbs, inner).default])
+        contexts = [self.restored(), self.scope('evaluation'), *plain(self.learn, cbs, inner=True).default]
+        if not inner: contexts.append(self.epoch(cbs))
+        return ContextManagers(contexts)
+
+    @contextmanager
+    def epoch(self, cbs):
+        "Events of an epoch for the recorder and the callbacks of an evaluation; those of the fit do not hear them"
+        mine = L(o for o in self.learn.cbs if isinstance(o, Recorder)) + L(cbs)
+        for event_name in ('before_fit','before_epoch'): mine.sorted('order').map(Self(event_name))
+        yield
+        for event_name in ('after_epoch','after_fit'): mine.sorted('order').map(Self(event_name))
+
+    @contextmanager
+    def restored(self):
+        "Restore the loop, the recorder, the metrics, the loaders and the RNG state"
+        learn,rng = self.learn,random_state()
+        recorders = [o for o in learn.cbs if isinstance(o, Recorder)]
+        objects = [*recorders, *learn.metrics, *learn.dls.loaders]
+        for o in recorders: objects += [o.loss, o.smooth_loss]
+        values = [(o, _copied_lists(o)) for o in objects if hasattr(o, '__dict__')]
+        loop = {k: v for k,v in vars(learn).items() if k in self.loop}
+        modes = [(m, m.training) for m in learn.model.modules()]
+        generators = [(o.rng, o.rng.getstate()) for o in learn.dls.loaders if hasattr(o, 'rng')]
+        with ExitStack() as aside:
+            for cb in self.entered: aside.enter_context(cb.aside())
+            try: yield
+            finally:
+                for o,d in values: vars(o).update(d)
+                vars(learn).update(loop)
+                for m,training in modes: m.training = training
+                for o,state in generators: o.setstate(state)
+                set_random_state(rng)
+
+def _copied_lists(o): return {k: copy(v) if isinstance(v, (list,L)) else v for k,v in vars(o).items()}
+
+def _fit_scopes(learn):
+    "The scopes of a learner, from the first `FitCallback` on. They are attributes of it, so that copies and exported learners have them too"
+    if 'fit_scopes' not in vars(learn):
+        learn.fit_scopes = _FitScopes(learn)
+        learn._with_events,learn.validation_context = learn.fit_scopes.with_events,learn.fit_scopes.validation_context
+    return learn.fit_scopes
+
+class FitCallback(Callback):
+    "Base class of callbacks that hear a training only, not `validate`, `get_preds`, `lr_find` or `range_test`, and clean up after it"
+    during = ('fit',) # What it hears: 'fit', 'range_test', 'evaluation'
+
+    @property
+    def in_range_test(self): return 'range_test' in _fit_scopes(self.learn).kinds
+
+    def cleanup(self):
+        "Undo what `before_fit` did. Called once at the end of a fit, after `after_fit`, an error or Ctrl-C, the last callback first"
+
+    def aside(self):
+        "Return a context for an evaluation within the fit"
+        return nullcontext()
+
+    def __call__(self, event_name):
+        if self.learn is None: return # removed during this event
+        if event_name!='after_create':
+            scopes = _fit_scopes(self.learn)
+            if not scopes.hears(self, event_name): return
+            if event_name=='before_fit': scopes.enter(self)
+        return super().__call__(event_name)
+
+    def __setattr__(self, name, value):
+        if name=='learn' and value is not None: _fit_scopes(value)
+        super().__setattr__(name, value)
 
 # %% ../nbs/05_schedule.ipynb #864ee4e5
 class ScheduleLR(Callback):
