@@ -194,7 +194,7 @@ def _bench_peers(names, device, speed_only):
     cuda = torch.device(device or default_device()).type=='cuda'
     if names is None:
         names = ['stock_fastai','bare_pytorch']+['airbench']*(cuda and not speed_only and num_distrib()<2)
-        if 'airbench' in names and not importlib.util.find_spec('airbench'): names.pop(); print("without airbench: pip install 'cifar_fastai[bench]'")
+        if 'airbench' in names and not importlib.util.find_spec('airbench'): names.pop(); print("without airbench, which the extra bench installs. In a clone of the library: pip install -e '.[bench]'")
     else: names = [look_up('peer', o.strip(), ['stock_fastai','bare_pytorch','airbench']) for o in names.split(',') if o.strip()]
     if 'airbench' in names and speed_only: raise ValueError('peer airbench is timed by whole trainings: leave out --speed-only')
     return [o for o in names if o!='airbench'],[o for o in names if o=='airbench']
@@ -411,12 +411,20 @@ def cifar_export(
         ranges = _labelled_files(data, 'train', net.info['classes'])[0] if int8 else None
         if int8 and set(ranges)==set(files): raise ValueError(f'--data {data}: it has no folder train, whose images --int8 needs')
         out = Path(out or Path('exports')/(name or net.info['name'])).expanduser()
-        _can_write('out', out, folder=True)
-        save_model(net, out, name, half, note=note, licence=licence)
-        net = load_model(out) # as it is stored
-        made = {k: export_formats[k][0](net, out/f'model.{k}') for k in formats}
-        if half and 'onnx' in made: made['onnx fp16'] = to_onnx(net, out/'model_fp16.onnx', half=True)
-        if int8: made['onnx int8'] = quantise_onnx(out/'model.onnx', out/'model_int8.onnx', [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]])
+        if 'onnx' in formats: onnx_packages('cifar_export')
+        check_model_folder(out)
+        _can_write('out', out, folder=out.is_dir())
+        with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as side: # an error leaves nothing behind
+            side = save_model(net, side, name, half, note=note, licence=licence)
+            net = load_model(side) # as it is stored
+            for k in formats: export_formats[k][0](net, side/f'model.{k}')
+            if half and 'onnx' in formats: to_onnx(net, side/'model_fp16.onnx', half=True)
+            if int8: quantise_onnx(side/'model.onnx', side/'model_int8.onnx', [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]])
+            out.mkdir(exist_ok=True)
+            for o in side.iterdir(): os.replace(o, out/o.name)
+        made = {k: out/f'model.{k}' for k in formats}
+        if half and 'onnx' in made: made['onnx fp16'] = out/'model_fp16.onnx'
+        if int8: made['onnx int8'] = out/'model_int8.onnx'
         for o in {f for k in export_formats for f in out.glob(f'model*.{k}')}-set(made.values()): o.unlink() # of weights that are no longer here
         for o in sorted(out.iterdir()): print(f'{o}  {o.stat().st_size/1e6:.2f} MB')
         if not data: return

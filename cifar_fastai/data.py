@@ -16,8 +16,8 @@ from fastai.vision.all import *
 from fastai.data.external import fastai_path
 from fastdownload import FastDownload
 from fastprogress.fastprogress import progress_bar
+from .codec import *
 from safetensors import safe_open
-from PIL import ImageOps
 from safetensors.numpy import save as tensor_bytes
 
 # %% auto #0
@@ -38,43 +38,34 @@ def look_up(
 
 # %% ../nbs/00_data.ipynb #0291b9c2
 class DataError(Exception):
-    "The images are not as they must be: the message names the file or folder, what is wrong and what to do"
+    "Invalid or missing images: the message names the file or folder, says what is wrong and what to do"
 
 def read_image(
-    fn, # Path of an image file, or an image: PIL, or an array [H, W] or [H, W, C] of uint8
-    size:int|None=None # Resize to `size` x `size` pixels; None leaves it as it is
+    fn, # Path, file, bytes of a file, Pillow image, array [H, W] or [H, W, C], or `TensorImage` [C, H, W]
+    size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Open one image as 8-bit RGB: upright, on white where it is transparent, as `pixels` of 11_predict does. Raises `DataError` if it cannot be read"
-    try:
-        if isinstance(fn, Tensor): fn = fn.cpu().numpy()
-        im = ImageOps.exif_transpose(Image.fromarray(fn) if isinstance(fn, np.ndarray) else fn if isinstance(fn, Image.Image) else Image.open(fn))
-        if im.mode.startswith('I') or im.mode=='F': # more than 8 bits
-            a = np.asarray(im, float)
-            im = Image.fromarray((a/(257 if im.mode.startswith('I;16') or a.max()>255 else 1)).clip(0,255).round().astype(np.uint8))
-        if im.mode in ('RGBA','LA','PA') or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
-        im = im.convert('RGB')
-        if size and im.size!=(size,size): im = im.resize((size,size), Image.BILINEAR)
-        return np.asarray(im)
-    except PermissionError: raise DataError(f'{fn}: no permission to read it. Change its permissions or remove it') from None
-    except Exception as e:
-        raise DataError(f'{fn}: not a readable image ({type(e).__name__}: {e}). Replace or remove it') from None
+    "Decode one image by `decode_image`, as `pixels` of 11_predict does. Raise `DataError` if that is impossible"
+    if isinstance(fn, TensorImage): fn = fn.permute(1,2,0).as_subclass(Tensor)
+    try: return decode_image(fn, size)
+    except ImageError as e: raise DataError(str(e)) from None
 
 # %% ../nbs/00_data.ipynb #058ee8d8
-_img_exts = image_extensions | {'.webp'}
+_pixel_rules = '2' # raise it when `decode_image` changes: pixels that were cached by other rules are decoded again
 
 def _listing(path):
-    "Each image file under `path` as (relative path, size, time of change): one `scandir` a folder"
+    "List the images in the class folders of `path` as (relative path, size, times of modification and change, inode), and warn about other files"
+    found,left = scan_images(path)
     res = []
-    for cls in sorted(os.scandir(path), key=lambda o: o.name):
-        if not cls.is_dir() or cls.name.startswith('.'): continue
-        for f in os.scandir(cls.path):
-            if f.is_file() and not f.name.startswith('.') and os.path.splitext(f.name)[1].lower() in _img_exts:
-                st = f.stat()
-                res.append((f'{path.name}/{cls.name}/{f.name}', st.st_size, st.st_mtime_ns))
+    for f in found:
+        if f.count('/')!=1: left['not directly in the folder of a class'] += 1
+        else:
+            st = os.stat(f'{path}/{f}')
+            res.append((f'{path.name}/{f}', st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+    if left: warnings.warn(f'{path}: {left_out_message(left)}')
     return sorted(res)
 
 class ImageFiles:
-    "The images of a folder `path`: `files` relative to it in a fixed order, `classes`, and what tells that none has changed"
+    "The images of a folder `path`: `files` relative to it in a fixed order, `classes`, and digests that change when an image does"
     def __init__(self, path, rows, test='test'): # `test` is the name of the folder of test images; None: there are only folders of classes
         self.path,self.rows,self.test = Path(path),rows,test
         self.files = [r[0] for r in rows]
@@ -86,7 +77,14 @@ class ImageFiles:
         if self.test is None: return [*self.files] if name=='train' else []
         folder = self.test if name=='test' else name
         return [f for f in self.files if f.startswith(folder+'/')]
-    def digest(self): return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
+    def digest(self) -> str:
+        "Return a hash of names, sizes, times and inodes: quick, and different after any change, but also in a copy of the folder"
+        return hashlib.sha256(json.dumps([_pixel_rules,self.rows]).encode()).hexdigest()
+    def content_digest(self) -> str:
+        "Return a hash of names and contents: the same in a copy of the folder, but every file is read"
+        res = hashlib.sha256(_pixel_rules.encode())
+        for f in self.files: res.update(os.fsencode(f)+b'\0'+hashlib.sha256((self.path/f).read_bytes()).digest())
+        return res.hexdigest()
     def __len__(self): return len(self.files)
     def __repr__(self):
         n = {s: len(self.split(s)) for s in ('train','test')}
@@ -179,35 +177,52 @@ class Images:
         try: return [self.row[o[len(top):].replace(os.sep,'/')] for o in names]
         except KeyError: return None
 
+def _metadata(file):
+    "Return the metadata of a cache file, {} if there is none"
+    if not file.exists(): return {}
+    try:
+        with safe_open(file, 'numpy') as f: return f.metadata() or {}
+    except Exception as e:
+        warnings.warn(f'{file}: rebuilt, since it cannot be read ({type(e).__name__})')
+        return {}
+
+def _cached(file, images):
+    "Return the pixels of a cache file"
+    with safe_open(file, 'numpy') as f: return Images(images, f.get_tensor('pixels'), f.get_tensor('moments'), int(f.metadata()['n_resized']))
+
+def _write_cache(file, res, **meta):
+    "Write pixels into a cache file, atomically, with a warning if that fails"
+    side = file.with_name(f'{file.name}.{os.getpid()}')
+    try:
+        file.parent.mkdir(exist_ok=True)
+        side.write_bytes(tensor_bytes(dict(pixels=res.pixels, moments=res.moments), dict(n_resized=str(res.n_resized), **meta)))
+        os.replace(side, file)
+    except OSError as e:
+        side.unlink(missing_ok=True)
+        warnings.warn(f'{file}: not written ({e.strerror or e}), so the images will be decoded again next time')
+
 def load_images(
     images:ImageFiles, # From `find_images`
     size:int|None=None, # Side in pixels, 8 to 512; None takes the usual one of the folder, from 32 to 96
     cache:bool=True, # Keep the pixels in `<path>/.pixels/` for the next time?
     progress:bool|None=None # Show a progress bar? None does from 5,000 images on
 ) -> Images: # uint8 pixels in the order of `images.files`
-    "Decode a folder of images once. Raises `DataError` that names the files that cannot be read; a bad file leaves no cache"
+    "Decode a folder of images once. Raise `DataError` that names the files that cannot be read; a bad file leaves no cache"
     size = size or _usual_size(images)
     if not 8<=size<=512: raise DataError(f'size={size}: expected a side in pixels such as 32, 64 or 96')
-    key,file = images.digest(),images.path/'.pixels'/f'{size}.safetensors'
-    if cache and file.exists():
-        try:
-            with safe_open(file, 'numpy') as f:
-                meta = f.metadata() or {}
-                if meta.get('key')==key: return Images(images, f.get_tensor('pixels'), f.get_tensor('moments'), int(meta['n_resized']))
-        except Exception as e: warnings.warn(f'{file}: made anew, since it could not be read ({type(e).__name__})')
-    if progress is None: progress = len(images)>=5000
-    pixels,moments,n_resized = _decode(images.paths, size, progress)
-    if n_resized: warnings.warn(f'{images.path}: {n_resized:,} of {len(images):,} images are not {size}x{size} and were resized')
+    key,content,file = images.digest(),'',images.path/'.pixels'/f'{size}.safetensors'
+    meta = _metadata(file) if cache else {}
+    if meta.get('key')==key: return _cached(file, images)
     if cache:
-        side = file.with_name(f'{file.name}.{os.getpid()}')
-        try:
-            file.parent.mkdir(exist_ok=True)
-            side.write_bytes(tensor_bytes(dict(pixels=pixels, moments=moments), dict(key=key, n_resized=str(n_resized))))
-            os.replace(side, file)
-        except OSError as e:
-            side.unlink(missing_ok=True)
-            warnings.warn(f'{file}: not written ({e.strerror or e}), so the images will be decoded again next time')
-    return Images(images, pixels, moments, n_resized)
+        try: content = images.content_digest() # before decoding: what changes meanwhile is decoded again next time
+        except OSError: pass # decoding says what is wrong with the file
+    if content and meta.get('content')==content: res = _cached(file, images)
+    else:
+        if progress is None: progress = len(images)>=5000
+        res = Images(images, *_decode(images.paths, size, progress))
+        if res.n_resized: warnings.warn(f'{images.path}: {res.n_resized:,} of {len(images):,} images are not {size}x{size} and were resized')
+    if cache: _write_cache(file, res, key=key, content=content)
+    return res
 
 # %% ../nbs/00_data.ipynb #7bca3cd9
 @contextmanager
@@ -331,7 +346,7 @@ def _write_digits(path):
         (path/fn).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path/fn)
         boxes.append((fn,*box))
-    with open(path/'boxes.csv', 'w', newline='') as f: csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
+    with open(path/'boxes.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
 
 def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*.png` and `<path>/boxes.csv`
     "1,797 digits as 32x32 RGB images, drawn from scikit-learn's scans without a network: the same pixels on every machine"

@@ -174,9 +174,9 @@ def _traceable(loss_func):
 
 def _plain(b): return tuple(o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in b)
 
-class Compile(Callback):
+class Compile(FitCallback):
     "Run forward pass, loss and backward pass of training through `torch.compile`. Validation runs eagerly"
-    order,run_valid = SideBySide.order+1,False
+    order,run_valid,during = SideBySide.order+1,False,('fit','range_test')
     def __init__(self,
         **kwargs # For `torch.compile`: mode, backend, fullgraph, dynamic
     ): self.kwargs,self.seconds = kwargs,None
@@ -210,11 +210,10 @@ class Compile(Callback):
         if self.loss.is_cuda: torch.cuda.synchronize()
         self.seconds = time.perf_counter()-self._start
 
-    def after_fit(self):
+    def cleanup(self):
         get_model(self.learn.model).__dict__.pop('forward', None)
         if vars(self).get('_loss') is not None: self.after_loss()
         self._compiled = None
-    abandon = after_fit # an interrupted fit
 
 # %% ../nbs/06_precision.ipynb #e3cd41f6
 def _on_cpu(learn): return torch.device(getattr(learn.dls, 'device', None) or 'cpu').type=='cpu'

@@ -24,7 +24,6 @@ from .recipe import *
 from .recipe import _fit,recipes as all_recipes
 from .interpret import *
 from .checkpoint import *
-from .checkpoint import _flush
 
 # %% auto #0
 __all__ = ['git_commit', 'Run', 'model_input', 'SaveRun', 'error_text', 'TensorBoardLog', 'train_runs', 'by_recipe', 'summarise',
@@ -37,12 +36,15 @@ def _side(file):
     side = file.with_name(f'{file.name}.{os.getpid()}')
     try:
         yield side
-        _flush(side)
-        os.replace(side, file)
+        atomic_replace(side, file)
     finally: side.unlink(missing_ok=True)
 
 def _write(file, text):
-    with _side(file) as side: side.write_text(text, encoding='utf-8')
+    with _side(file) as side: side.write_bytes(text.encode()) # the same bytes on each system
+
+def _command(*args):
+    "A shell command as text, quoted for the shell of this system"
+    return subprocess.list2cmdline(args) if sys.platform=='win32' else shlex.join(args)
 
 def git_commit() -> str: # Short hash, with '+' if the tree has changes; '' outside a repository
     "The commit of the code that is running"
@@ -76,7 +78,7 @@ class Run:
             try: path.mkdir()
             except FileExistsError: i += 1
             else: break
-        about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=shlex.join(sys.argv), commit=git_commit(), versions=_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'))
+        about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=_command(*sys.argv), commit=git_commit(), versions=_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'))
         _write(path/'run.json', json.dumps({**about, **info}, indent=1, default=str))
         return cls(path)
 
@@ -118,7 +120,7 @@ class Run:
         return checkpoints(self.path/'checkpoints')
 
     @property
-    def resume_command(self): return f'cifar_resume {shlex.quote(str(self.path))}'
+    def resume_command(self): return _command('cifar_resume', str(self.path))
     def __repr__(self): return f"Run({self.path}, {self.state})"
 
 # %% ../nbs/10_run.ipynb #14913907
@@ -154,7 +156,7 @@ class SaveRun(FitCallback):
         rows,file = self.learn.history.rows[self.n_before:],self.folder.path/'history.csv'
         before = self.folder.history() if file.is_file() else pd.DataFrame(dict(epoch=[]))
         before = before[before.epoch<rows[0]['epoch']] # what comes again, replaces what was
-        _write(file, pd.concat(([before] if len(before) else [])+[pd.DataFrame(rows)]).to_csv(index=False)) # a later fit may have other columns
+        _write(file, pd.concat(([before] if len(before) else [])+[pd.DataFrame(rows)]).to_csv(index=False, lineterminator='\n')) # a later fit may have other columns
 
     def _own_tensors(self):
         "Tensors of the network by name, each once"
@@ -510,7 +512,7 @@ def resume(
         if lost: raise ValueError(f'{run.path}: it was trained with the callbacks {", ".join(lost)}, which are missing. Give them again, as in resume(path, cbs=[{lost[0]}()])')
         _first_process(lambda: run, dls.device) # all have read it
         if not rank_distrib(): run.update(recipe=parts[0].to_dict(), then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
-                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shlex.join(sys.argv))], cbs=_needed_cbs(learn), processes=max(1, num_distrib()))
+                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=_command(*sys.argv))], cbs=_needed_cbs(learn), processes=max(1, num_distrib()))
         before(parts[0], learn, run)
         return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), points)
 
