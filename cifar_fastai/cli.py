@@ -10,8 +10,8 @@ import importlib.util,os,sys,tempfile,warnings
 from dataclasses import replace
 from fastcore.script import call_parse,store_true
 from fastai.vision.all import *
+from .codec import ImageError,image_files
 from .data import *
-from .data import _img_exts
 from .models import *
 from .schedule import *
 from .precision import *
@@ -19,7 +19,7 @@ from .recipe import *
 from .interpret import *
 from .interpret import _table
 from .run import *
-from .predict import Predictor
+from .predict import Predictor,PredictError
 from .export import *
 from .export import _find
 from .bench import *
@@ -284,6 +284,10 @@ def _own_images(path):
     if name and Path(name).is_dir(): return Path(name)
     raise ValueError(f'{folder}: it was trained on {f"a folder {name!r} that is not here" if name else "images that it does not name"}. Say where they are by --data')
 
+def _stop_if_unreadable(command, bad):
+    "End with a line for each image that could not be read, if there are any"
+    if bad: _stop('\n'.join(f'{command}: {o}' for o in bad))
+
 @call_parse
 def cifar_explain(
     run:str, # Folder of a run, or its name in the folder runs
@@ -296,6 +300,7 @@ def cifar_explain(
     device:str=None, # cuda, cpu, mps; the best there is unless given
 ):
     "Write one HTML file: what the network of a run gets right and wrong, where it looks, how far its probabilities can be trusted"
+    bad = []
     try:
         for k,v,least in (('n',n,1),('n-robust',n_robust,0)):
             if v<least: raise ValueError(f'--{k} {v}: expected at least {least}')
@@ -303,7 +308,7 @@ def cifar_explain(
         run = _find_run(run)
         learn = saved_learner(run.path, data_path(data) if data else _own_images(run.path), device=device, **{k: v for k,v in run.info.get('dls', {}).items() if k in ('valid','seed')})
         if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
-        dl = folder_dl(learn, images) if images else learn.dls.valid
+        dl = folder_dl(learn, images, bad) if images else learn.dls.valid
         out = Path(out or run.path/(f'explain-{Path(images).resolve().name}.html' if images else 'explain.html'))
         if out.is_dir(): out = out/'explain.html'
         _can_write('out', out)
@@ -322,6 +327,7 @@ def cifar_explain(
         last = history.valid_accuracy.iloc[-1] if state=='done' and not images and len(history) else c.accuracy
         if abs(c.accuracy-last)>.02: print(f'At the end of its training it was {last:.2%}: are these the images that it was trained on? See --data')
     print(f'page: {out} ({out.stat().st_size/1e6:.1f} MB)')
+    _stop_if_unreadable('cifar_explain', bad)
 
 # %% ../nbs/14_cli.ipynb #b65379a5
 def _labelled_files(data, part, classes):
@@ -330,11 +336,19 @@ def _labelled_files(data, part, classes):
     if (path/part).is_dir(): path = path/part
     elif (path/('train' if part=='test' else 'test')).is_dir(): raise ValueError(f'{path}: it has no folder {part}, only the other part. See --data and --part')
     elif not path.is_dir(): raise ValueError(f'{data}: no such folder')
-    files = sorted(get_files(path, _img_exts))
-    if not files: raise ValueError(f'{path}: no images in it')
+    files = image_files(path)
     names = [o.parent.name for o in files]
     if strange := next((o for o,nm in zip(files, names) if nm not in classes), None): raise ValueError(f'{strange}: its folder is not named after a class of the model, which are {", ".join(classes)}. Say by --data which images to ask about')
     return files,np.array([classes.index(o) for o in names])
+
+def _readable(files, predictor, bad):
+    "Return the indices and pixels of the files that can be decoded, at the predictor's size; the list `bad` takes the messages of the others"
+    kept,pixels = [],[]
+    for i,f in enumerate(files):
+        try: pixels.append(predictor.read(f))
+        except PredictError as e: bad.append(str(e))
+        else: kept.append(i)
+    return kept,pixels
 
 @call_parse(pos=['model'])
 def cifar_eval(
@@ -346,6 +360,7 @@ def cifar_eval(
     device:str='cpu', # cuda, cpu, mps; not for a file
 ):
     "Accuracy and calibration of a model on labelled images, and accuracy by class"
+    bad,kept,probs = [],[],[]
     try:
         look_up('--part', part, ('test','train'))
         _check_device(device)
@@ -353,8 +368,12 @@ def cifar_eval(
         predictor = load_predictor(model, device=device)
         files,targs = _labelled_files(data or (_own_images(model) if isinstance(predictor, TorchPredictor) else 'cifar10'), part, predictor.classes)
         print(f'{predictor.name}: {len(files):,} images, {len(predictor.classes)} classes', flush=True)
-        probs = np.concatenate([predictor(files[i:i+1000], tta) for i in range(0, len(files), 1000)])
-        df = _table(files, probs, predictor.classes, targs)
+        for i in range(0, len(files), 1000):
+            some,pixels = _readable(files[i:i+1000], predictor, bad)
+            if some: probs.append(predictor(pixels, tta))
+            kept += [i+o for o in some]
+        if not kept: raise ValueError(f'none of the images can be read. The first: {bad[0]}')
+        df = _table([files[i] for i in kept], np.concatenate(probs), predictor.classes, targs[kept])
         if csv: df.drop(columns='probs').to_csv(csv, index=False)
     except (DataError,ValueError,OSError,ImportError) as e: _stop(f'cifar_eval: {error_text(e)}')
     except KeyboardInterrupt: _stop('\nStopped', 130)
@@ -362,6 +381,7 @@ def cifar_eval(
     print(f'accuracy {c.accuracy:.2%}{" with TTA" if tta else ""} ({(df.true==df.predicted).sum():,} right), negative log-likelihood {c.nll:.4f}, expected calibration error {c.ece:.3f}\n')
     print(per_class(df).round(4).to_string())
     if csv: print(f'\npredictions: {csv}')
+    _stop_if_unreadable('cifar_eval', bad)
 
 # %% ../nbs/14_cli.ipynb #08cd6df1
 @call_parse(pos=['model'])
@@ -377,6 +397,7 @@ def cifar_export(
     licence:str='apache-2.0', # Of the weights, by the name that the Hugging Face Hub has for it
 ):
     "Write a network with all it takes to use it elsewhere into one folder: weights, card, ONNX files"
+    bad = []
     try:
         formats = [] if formats=='none' else [look_up('format', o.strip(), [*export_formats]) for o in formats.split(',') if o.strip()]
         if int8 and 'onnx' not in formats: raise ValueError('--int8 is an ONNX file: name onnx in --formats')
@@ -392,15 +413,18 @@ def cifar_export(
         net = load_model(out) # as it is stored
         made = {k: export_formats[k][0](net, out/f'model.{k}') for k in formats}
         if half and 'onnx' in made: made['onnx fp16'] = to_onnx(net, out/'model_fp16.onnx', half=True)
-        if int8: made['onnx int8'] = quantise_onnx(out/'model.onnx', out/'model_int8.onnx', [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]])
+        if int8: made['onnx int8'] = quantise_onnx(out/'model.onnx', out/'model_int8.onnx', _readable([ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]], TorchPredictor(net), bad)[1])
         for o in {f for k in export_formats for f in out.glob(f'model*.{k}')}-set(made.values()): o.unlink() # of weights that are no longer here
         for o in sorted(out.iterdir()): print(f'{o}  {o.stat().st_size/1e6:.2f} MB')
         if not data: return
-        print(f'\non {len(files):,} test images, compared with torch in fp32:', flush=True)
-        table = compare_predictors({'weights': TorchPredictor(load_model(model)), **({'weights fp16': TorchPredictor(net)} if half else {}), **{k: load_predictor(o) for k,o in made.items()}}, files, np.array(net.info['classes'])[targs], rounds=0)
+        kept,pixels = _readable(files, TorchPredictor(net), bad)
+        if not kept: raise ValueError(f'{data}: none of the test images can be read. The first: {bad[0]}')
+        print(f'\non {len(kept):,} test images, compared with torch in fp32:', flush=True)
+        table = compare_predictors({'weights': TorchPredictor(load_model(model)), **({'weights fp16': TorchPredictor(net)} if half else {}), **{k: load_predictor(o) for k,o in made.items()}}, np.stack(pixels), np.array(net.info['classes'])[targs[kept]], rounds=0)
         print(table.drop(columns=['images_s','mb']).round(4).to_string())
     except (DataError,ValueError,OSError,ImportError) as e: _stop(f'cifar_export: {error_text(e)}')
     except KeyboardInterrupt: _stop('\nStopped', 130)
+    _stop_if_unreadable('cifar_export', bad)
 
 # %% ../nbs/14_cli.ipynb #d8b0601e
 @call_parse

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.numpy import save as tensor_bytes
 
 # %% auto #0
-__all__ = ['cifar10_classes', 'data_sets', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'find_images', 'Images',
-           'load_images', 'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
+__all__ = ['cifar10_classes', 'data_sets', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'find_images', 'unreadable_images',
+           'Images', 'load_images', 'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/00_data.ipynb #43133c0b
 def look_up(
@@ -79,7 +79,8 @@ class ImageFiles:
     def content_digest(self) -> str:
         "Return a hash of names and contents: the same in a copy of the folder, but every file is read"
         res = hashlib.sha256(_pixel_rules.encode())
-        for f in self.files: res.update(os.fsencode(f)+b'\0'+hashlib.sha256((self.path/f).read_bytes()).digest())
+        for f in self.files:
+            with open(f'{self.path}/{f}', 'rb') as o: res.update(os.fsencode(f)+b'\0'+hashlib.sha256(o.read()).digest())
         return res.hexdigest()
     def __len__(self): return len(self.files)
     def __repr__(self):
@@ -135,6 +136,15 @@ def _decode(paths, size, progress):
         more = f'\n... and {len(bad)-5} more' if len(bad)>5 else ''
         raise DataError('\n'.join(m for _,m in sorted(bad)[:5]) + more)
     return res,moments,len(odd)
+
+def unreadable_images(
+    files # Image files
+) -> list: # (number of the file, message) of each that cannot be decoded
+    "Decode files in parallel, and keep only what is wrong with them"
+    def message(f):
+        try: read_image(f, 8)
+        except DataError as e: return str(e)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: return [(i,m) for i,m in enumerate(ex.map(message, files)) if m]
 
 class Images:
     "Pixels of a folder, `pixels` [N, size, size, 3] of uint8, and the `row` of each relative file name"

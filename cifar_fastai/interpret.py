@@ -13,8 +13,8 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 from torchvision.io import decode_jpeg,encode_jpeg
 from torchvision.transforms.functional import gaussian_blur
+from .codec import ImageError,image_files
 from .data import *
-from .data import _img_exts
 from .models import n_params
 from .recipe import plot_history,_colours
 from .gradcam import *
@@ -51,17 +51,23 @@ class MultiCrop(nn.Module):
 # %% ../nbs/09_interpret.ipynb #da974580
 def folder_dl(
     learn:Learner, # Its classes and its size of images are taken
-    path # Folder of image files, directly or in folders
+    path, # Folder of image files, directly or in folders
+    unreadable:list|None=None # A list that takes the messages of files that cannot be decoded, which are then left out; None raises `DataError` for them when the loader is used
 ) -> TfmdDL: # For prediction: no augmentation, in the order of the names
-    "All images of a folder. They have labels if they lie in folders named after the classes"
+    "Load all images of a folder. They have labels if they lie in folders named after the classes"
     path,vocab = Path(path),set(map(str, learn.dls.vocab))
-    if not path.is_dir(): raise DataError(f'{path}: no such folder')
-    files = sorted(get_files(path, _img_exts))
-    if not files: raise DataError(f'{path}: no images in it')
+    try: files = image_files(path)
+    except ImageError as e: raise DataError(str(e)) from None
     labelled = [f.parent!=path and f.parent.name in vocab for f in files]
     if any(labelled) and not all(labelled):
         raise DataError(f'{files[labelled.index(False)]}: not in a folder named after a class, as other images there are. The classes are {", ".join(sorted(vocab))}')
-    return learn.dls.test_dl(files, with_labels=all(labelled))
+    labelled = all(labelled)
+    if unreadable is not None:
+        bad = dict(unreadable_images(files))
+        if len(bad)==len(files): raise DataError(f'{path}: none of its {len(files):,} images can be read. The first: {bad[0]}')
+        unreadable += bad.values()
+        files = [f for i,f in enumerate(files) if i not in bad]
+    return learn.dls.test_dl(files, with_labels=labelled)
 
 def _loader(learn, dl=None):
     "The images that `dl` means, as a loader: itself, those of a folder, or the validation part"
@@ -133,7 +139,9 @@ def plot_misclassified(
     if not len(df): return fig
     for ax in fig.subplots(rows, 5, squeeze=False).flat: ax.axis('off')
     for ax,o in zip(fig.axes, df[:n].itertuples()):
-        ax.imshow(read_image(o.file))
+        picture = Image.fromarray(read_image(o.file))
+        picture.thumbnail((256,256)) # of photos, the figure keeps no more than it shows
+        ax.imshow(picture)
         ax.set_title(_said(o), fontsize=9, parse_math=False) # a class may have a $ in its name
     return fig
 
@@ -539,6 +547,12 @@ def _p(text): return f'<p>{_esc(text)}</p>'
 def _number(v): return '' if pd.isna(v) else f'{v:,}' if isinstance(v, (int,np.integer)) else f'{v:.3f}'
 def _scroll(label, inside): return f'<div class="scroll" tabindex="0" role="group" aria-label="{_esc(label)}">{inside}</div>'
 
+def _thumbnail(file):
+    "Read an image at the size of its picture on the page"
+    im = Image.fromarray(read_image(file))
+    im.thumbnail((160,160))
+    return np.asarray(im)
+
 def _picture(a, alt):
     im = Image.fromarray(a)
     im.thumbnail((160,160))
@@ -563,7 +577,7 @@ def _figures(pictures, rows, width):
 
 def _mistakes_part(df, n):
     wrong,pairs = misclassified(df),most_confused(df)
-    pictures = [[(read_image(o.file), f'{o.true}, taken for {o.predicted}')] for o in wrong[:n].itertuples()]
+    pictures = [[(_thumbnail(o.file), f'{o.true}, taken for {o.predicted}')] for o in wrong[:n].itertuples()]
     yield '<h2>Misclassified images</h2>'
     if not len(wrong): yield _p('No image is misclassified.')
     else: yield _p(f'The surest {len(pictures)} of {len(wrong):,}: true class, predicted class, and the probability of the latter.')+_figures(pictures, wrong[:n], 7)
