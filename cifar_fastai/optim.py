@@ -208,5 +208,6 @@ class L1Penalty(Callback):
         return self.factor*torch.stack([o.sum() if self.form=='sum' else o.mean() for o in absolute]).sum()
 
     def after_loss(self):
-        self.value = self.penalty(self.model)
-        self.learn.loss_grad = self.loss_grad + self.value
+        penalty = self.penalty(self.model)
+        self.learn.loss_grad = self.loss_grad + penalty
+        self.value = penalty.detach() # the graph would keep the learner from being copied
