@@ -319,7 +319,8 @@ def accuracy_of(
     model.eval()
     region = getattr(getattr(learn, 'mixed_precision', None), 'region', contextlib.nullcontext)
     right = n = 0
-    with region():
+    # the uncertain images of each batch are another number: cuDNN would time its algorithms for each
+    with region(),torch.backends.cudnn.flags(benchmark=False, deterministic=torch.backends.cudnn.deterministic):
         for x,y in learn.dls.valid if dl is None else dl:
             right,n = right+(model(x.as_subclass(Tensor)).argmax(1)==y.as_subclass(Tensor)).sum(),n+len(y)
     return right.item()/n

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.numpy import save as tensor_bytes
 
 # %% auto #0
-__all__ = ['cifar10_classes', 'data_sets', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'find_images', 'unreadable_images',
-           'Images', 'load_images', 'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
+__all__ = ['cifar10_classes', 'data_sets', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'test_folder', 'find_images',
+           'unreadable_images', 'Images', 'load_images', 'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/00_data.ipynb #43133c0b
 def look_up(
@@ -66,13 +66,17 @@ def _listing(path):
 
 class ImageFiles:
     "The images of a folder `path`: `files` relative to it in a fixed order, `classes`, and digests that change when an image does"
-    def __init__(self, path, rows):
-        self.path,self.rows = Path(path),rows
+    def __init__(self, path, rows, test='test'): # `test` is the name of the folder of test images; None: there are only folders of classes
+        self.path,self.rows,self.test = Path(path),rows,test
         self.files = [r[0] for r in rows]
-        self.classes = sorted({f.split('/')[1] for f in self.files if f.startswith('train/')})
+        self.classes = sorted({f.split('/')[-2] for f in self.split('train')})
     @cached_property
     def paths(self): return L(self.path/f for f in self.files)
-    def split(self, name): return [f for f in self.files if f.startswith(name+'/')]
+    def split(self, name):
+        "Files of 'train' or 'test', whatever the folder of the latter is called"
+        if self.test is None: return [*self.files] if name=='train' else []
+        folder = self.test if name=='test' else name
+        return [f for f in self.files if f.startswith(folder+'/')]
     def digest(self) -> str:
         "Return a hash of names, sizes, times and inodes: quick, and different after any change, but also in a copy of the folder"
         return hashlib.sha256(json.dumps([_pixel_rules,self.rows]).encode()).hexdigest()
@@ -87,26 +91,39 @@ class ImageFiles:
         n = {s: len(self.split(s)) for s in ('train','test')}
         return f"{str(self.path).replace(str(Path.home()),'~',1)}: {n['train']:,} train and {n['test']:,} test images in {len(self.classes)} classes: {', '.join(self.classes[:10])}"
 
+def test_folder(
+    path # Folder of images
+) -> Path|None: # None if there is none
+    "Return the folder of test images: `test`, `valid` or `val`"
+    return next((o for o in (Path(path).expanduser()/nm for nm in ('test','valid','val')) if o.is_dir()), None)
+
 def find_images(
-    path, # Folder with `train/<class>/` and `test/<class>/`
-    test:bool=True # Must it have a `test` folder? Without, `test` may be missing
+    path, # Folder with `train/<class>/` and `test/<class>/` (or `valid`, or `val`); or, for test=False, with `<class>/`
+    test:bool|str=True # Must it have test images, or those in the folder of this name? False: they may be missing
 ) -> ImageFiles:
-    "List the images of a folder and check its shape. Raises `DataError` that names the folder at fault"
-    path = Path(path)
-    if not path.is_dir(): raise DataError(f'{path}: no such folder. Expected {path}/train/<class>/*.png')
-    if not (path/'train').is_dir():
-        raise DataError(f'{path}: it has no folder `train`. Expected {path}/train/<class>/*.png and {path}/test/<class>/*.png')
-    if test and not (path/'test').is_dir():
-        raise DataError(f'{path}: it has no folder `test`. Add one, or hold a part out of train, as with valid=0.1')
-    res = ImageFiles(path, sum([_listing(path/s) for s in ('test','train') if (path/s).is_dir()], []))
-    train,held = Counter(f.split('/')[1] for f in res.split('train')),Counter(f.split('/')[1] for f in res.split('test'))
-    if not train: raise DataError(f'{path}/train: no images in folders of classes. Expected {path}/train/<class>/*.png')
-    if len(train)==1: raise DataError(f'{path}/train: only one class, {res.classes[0]!r}. A classifier needs at least two')
-    if empty := [o.name for o in os.scandir(path/'train') if o.is_dir() and not o.name.startswith('.') and o.name not in train]:
-        raise DataError(f'{path}/train/{empty[0]}: no images in it. Add some or remove the folder')
+    "List the images of a folder and check its layout. Raises `DataError` that names the folder at fault"
+    path = Path(path).expanduser()
+    if not path.exists(): raise DataError(f'{path}: no such folder. Expected {path}/train/<class>/*.png')
+    if not path.is_dir(): raise DataError(f'{path}: this is a file, not a folder of images. Expected a folder with train/<class>/*.png')
+    train_folder,held_folder = path/'train',path/test if isinstance(test, str) else test_folder(path)
+    if train_folder.is_dir():
+        if test and not (held_folder and held_folder.is_dir()):
+            raise DataError(f'{path}: it has no folder `{test if isinstance(test, str) else "test"}`. Add one, or hold out a part of the training set, as with valid=0.1')
+        folders = [o for o in (held_folder,train_folder) if o and o.is_dir()]
+        res = ImageFiles(path, sum(map(_listing, folders), []), held_folder.name if held_folder else 'test')
+    else:
+        train_folder = path
+        res = ImageFiles(path, [(nm.split('/', 1)[1],*rest) for nm,*rest in _listing(path)], None)
+        if not len(res): raise DataError(f'{path}: it has no folder `train`. Expected {path}/train/<class>/*.png and {path}/test/<class>/*.png')
+        if test: raise DataError(f'{path}: it has folders of classes, but no `train` and `test`. Hold out a part of the images, as with valid=0.2')
+    train,held = (Counter(f.split('/')[-2] for f in res.split(o)) for o in ('train','test'))
+    if not train: raise DataError(f'{train_folder}: no images in folders of classes. Expected {train_folder}/<class>/*.png')
+    if len(train)==1: raise DataError(f'{train_folder}: only one class, {res.classes[0]!r}. A classifier needs at least two')
+    if empty := [o.name for o in os.scandir(train_folder) if o.is_dir() and not o.name.startswith('.') and o.name not in train]:
+        raise DataError(f'{train_folder}/{empty[0]}: no images in it. Add some or remove the folder')
     if test:
-        if lost := sorted(set(train)-set(held)): raise DataError(f'{path}/test: no images of class {lost[0]!r}, which train has')
-        if new := sorted(set(held)-set(train)): raise DataError(f'{path}/test/{new[0]}: a class that train does not have')
+        if lost := sorted(set(train)-set(held)): raise DataError(f'{held_folder}: no images of class {lost[0]!r}, which train has')
+        if new := sorted(set(held)-set(train)): raise DataError(f'{held_folder}/{new[0]}: a class that train does not have')
     return res
 
 # %% ../nbs/00_data.ipynb #ca3c3800
@@ -223,7 +240,7 @@ def whole_folder(
     path # Folder that shall exist, whole, after the block
 ):
     "Under a lock, yield a side folder to fill, or None if `path` is there already; rename it to `path` if the block ends well"
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent/f'.{path.name}.lock'):
         if path.exists():
@@ -339,7 +356,7 @@ def _write_digits(path):
         (path/fn).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path/fn)
         boxes.append((fn,*box))
-    with open(path/'boxes.csv', 'w', newline='') as f: csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
+    with open(path/'boxes.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
 
 def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*.png` and `<path>/boxes.csv`
     "1,797 digits as 32x32 RGB images, drawn from scikit-learn's scans without a network: the same pixels on every machine"

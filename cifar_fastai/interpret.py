@@ -55,7 +55,7 @@ def folder_dl(
     unreadable:list|None=None # A list that takes the messages of files that cannot be decoded, which are then left out; None raises `DataError` for them when the loader is used
 ) -> TfmdDL: # For prediction: no augmentation, in the order of the names
     "Load all images of a folder. They have labels if they lie in folders named after the classes"
-    path,vocab = Path(path),set(map(str, learn.dls.vocab))
+    path,vocab = Path(path).expanduser(),set(map(str, learn.dls.vocab))
     try: files = image_files(path)
     except ImageError as e: raise DataError(str(e)) from None
     labelled = [f.parent!=path and f.parent.name in vocab for f in files]
@@ -214,11 +214,11 @@ def _overlay(picture, m):
     "A map [H, W] in 0..1 over a grey copy of a picture [H, W, 3]"
     return (.5*(picture@(.299,.587,.114))[...,None] + 127.5*plt.get_cmap('cividis')(m)[...,:3]).round().astype(np.uint8)
 
-def _class_maps(learn, rows, layer=None, method='gradcam'):
+def _class_maps(learn, rows, layer=None, method='gradcam', reshape=None):
     "For each row the picture at the network's size, with the map for the predicted class, and with that for the true one: None where that is the same or unknown"
     if not len(rows): return []
     x = learn.dls.test_dl(list(rows.file), bs=len(rows)).one_batch()[0]
-    with GradCAM(learn.model, layer, method) as cam: maps = {o: cam(x, rows[o].cat.codes.tolist()).cpu().numpy() for o in ('predicted','true') if o in rows}
+    with GradCAM(learn.model, layer, method, reshape=reshape) as cam: maps = {o: cam(x, rows[o].cat.codes.tolist()).cpu().numpy() for o in ('predicted','true') if o in rows}
     pictures = [np.asarray(Image.fromarray(read_image(f)).resize(x.shape[:-3:-1], Image.BILINEAR)) for f in rows.file]
     return [(picture,_overlay(picture, maps['predicted'][i]),_overlay(picture, maps['true'][i]) if getattr(o, 'true', o.predicted)!=o.predicted else None)
             for i,(picture,o) in enumerate(zip(pictures, rows.itertuples()))]
@@ -228,11 +228,12 @@ def plot_maps(
     rows:pd.DataFrame, # Rows of `predictions`, such as `top_losses`
     n:int=10, # Number of images at most
     layer=None, # As for `GradCAM`: None is the last layer that gives a feature map
-    method='gradcam' # As for `GradCAM`
+    method='gradcam', # As for `GradCAM`
+    reshape=None # As for `GradCAM`
 ) -> plt.Figure: # Five images in a row, the maps below each
     "Images with their class activation maps: for the predicted class, and, where that is wrong, for the true one"
     rows = rows[:n]
-    found = _class_maps(learn, rows, layer, method)
+    found = _class_maps(learn, rows, layer, method, reshape)
     if not found: return plt.figure(figsize=(8,.4)).suptitle('no images', fontsize=10).figure
     lines = 2+any(o[2] is not None for o in found)
     blocks = math.ceil(len(found)/5)
@@ -436,7 +437,7 @@ class _Corrupt(Transform):
         store_attr()
         self.start_epoch(0)
 
-    def start_epoch(self, epoch): self.g = torch.Generator().manual_seed(self.seed) # whenever it is gone through
+    def start_epoch(self, epoch, n_images=None): self.g = torch.Generator().manual_seed(self.seed) # whenever it is gone through
     def encodes(self, x:TensorImage): return TensorImage(self.f(x.as_subclass(Tensor), self.severity, self.g).clamp(0,1))
 
 def corrupt_dl(
@@ -632,7 +633,7 @@ def explain_page(
 ) -> Path: # The file
     "Write one HTML file that needs nothing else: numbers, curves, mistakes, class activation maps, calibration, robustness"
     _learner('explain_page', learn)
-    dl,path = _loader(learn, dl),Path(path)
+    dl,path = _loader(learn, dl),Path(path).expanduser()
     df = predictions(learn, dl) if table is None else table
     if list(map(_same, df.file))!=list(map(_same, dl.dataset.items)): raise ValueError('explain_page: the table of predictions is not of the same images as dl')
     labels,numbers = 'true' in df,{'images': len(df), 'classes': len(df.predicted.cat.categories), 'parameters': n_params(learn.model), 'mean confidence': df.p_predicted.mean()}

@@ -198,9 +198,12 @@ class FastEvents(FitCallback):
             self._listeners,self._known = {},known
         if event_name not in self._listeners:
             cbs = self.learn.cbs.sorted('order')
-            if event_name!='after_fit': cbs = [cb for cb in cbs if hasattr(cb, event_name)] # `after_fit` resets them all
-            self._listeners[event_name] = cbs
+            self._listeners[event_name] = [cb for cb in cbs if self._listens(cb, event_name)]
         for cb in self._listeners[event_name]: cb(event_name)
+
+    def _listens(self, cb, event_name):
+        own_call = type(cb).__call__ not in (Callback.__call__,FitCallback.__call__)
+        return own_call or event_name in ('before_fit','after_fit') or hasattr(cb, event_name)
 
     def cleanup(self): self.learn.__dict__.pop('_call_one', None)
 
