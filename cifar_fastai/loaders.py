@@ -108,9 +108,9 @@ def set_random_state(
 
 # %% ../nbs/02_loaders.ipynb #329770dd
 class _RGBImage:
-    "For an `ImageBlock`: opens files by `read_image`, as a `PILImage` of 8-bit RGB"
+    "For an `ImageBlock`: decodes images by `read_image` to a `PILImage` of 8-bit RGB"
     @staticmethod
-    def create(fn:(Path,str,Tensor,np.ndarray,Image.Image)): return PILImage(Image.fromarray(read_image(fn)))
+    def create(fn:(Path,str,bytes,Tensor,np.ndarray,Image.Image)): return PILImage(Image.fromarray(read_image(fn)))
 
 class _ToSize(Transform):
     "Item transform: a picture of any mode and size as 8-bit RGB of `size` x `size` pixels"
