@@ -1,18 +1,29 @@
 "What `nbdev_test` calls before it starts: `test_setup` in pyproject.toml"
 import multiprocessing,os,sys
 from functools import partial
+from pathlib import Path
 from nbdev import test
 
-def _with_method(method, f, *args, **kwargs):
+def _record_bf16(fn, file):
+    "Add the name of the notebook `fn` to `file` each time it calls `cpu_has_bf16`: `.ci/run` tests those with both answers"
+    from cifar_fastai import optim
+    has_bf16 = optim.cpu_has_bf16
+    def recorded():
+        with open(file, 'a') as f: f.write(f'{Path(fn).stem}\n')
+        return has_bf16()
+    optim.cpu_has_bf16 = recorded # before another module imports it
+
+def _alone(method, f, fn, **kwargs):
     multiprocessing.set_start_method(method, force=True) # how a notebook's own children start, as without a fork server
-    return f(*args, **kwargs)
+    if file:=os.environ.get('CIFAR_FASTAI_BF16_CALLERS'): _record_bf16(fn, file)
+    return f(fn, **kwargs)
 
 def own_processes(cells):
-    "A process of its own, and one thread, for each notebook: one that patches `Learner` would change what the next one tests"
+    "Run each notebook in a process of its own, with one thread: one that patches `Learner` would change what the next one tests"
     if sys.version_info<(3,11): return # `max_tasks_per_child` is newer
     multiprocessing.set_forkserver_preload(['cifar_fastai', 'fastai.vision.all', 'albumentations']) # imported once, not by each of them
     method,parallel = multiprocessing.get_start_method(),test.parallel
     def alone(f, items, n_workers, **kwargs):
         if n_workers: os.environ.setdefault('OMP_NUM_THREADS', '1') # notebooks beside each other would wait for each other's threads
-        return parallel(partial(_with_method, method, f), items, n_workers=n_workers, max_tasks_per_child=1, **kwargs)
+        return parallel(partial(_alone, method, f), items, n_workers=n_workers, max_tasks_per_child=1, **kwargs)
     test.parallel = alone

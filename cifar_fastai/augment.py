@@ -13,7 +13,7 @@ from fastai.vision.all import *
 
 # %% auto #0
 __all__ = ['cifar_mean', 'cifar_std', 'augment_ops', 'policies', 'Policy', 'derive_seed', 'affine', 'augment_batch',
-           'ItemAugment']
+           'BatchAugment', 'ItemAugment']
 
 # %% ../nbs/01_augment.ipynb #f35fe794
 cifar_mean,cifar_std = (0.4914,0.4822,0.4465),(0.2470,0.2435,0.2616)
@@ -84,11 +84,26 @@ def derive_seed(
 
 # %% ../nbs/01_augment.ipynb #0a1d2080
 class _Draw:
-    "Random numbers, one for each image of a batch, on its device"
-    def __init__(self, n, device, g): self.n,self.device,self.g = n,device,g
-    def uniform(self, lo, hi): return torch.empty(self.n, device=self.device).uniform_(lo, hi, generator=self.g)
-    def integer(self, lo, hi): return torch.randint(lo, hi+1, (self.n,), device=self.device, generator=self.g)
-    def chance(self, p): return torch.rand(self.n, device=self.device, generator=self.g)<p
+    "Random numbers for each image of a batch. They are drawn for `total` images at once, so that batches of any size get the same"
+    def __init__(self, total, device, g):
+        self.total,self.device,self.g,self.drawn,self.n_seen = total,device,g,[],0
+
+    def batch(self, n):
+        "Move on to the next `n` images"
+        self.n,self.now,self.i = n,slice(self.n_seen,self.n_seen+n),0
+        self.n_seen += n
+        return self
+
+    def _next(self, draw):
+        if self.i==len(self.drawn): self.drawn.append(draw())
+        self.i += 1
+        return self.drawn[self.i-1][self.now]
+
+    def uniform(self, lo, hi):
+        return self._next(lambda: torch.empty(self.total, device=self.device).uniform_(lo, hi, generator=self.g))
+    def integer(self, lo, hi):
+        return self._next(lambda: torch.randint(lo, hi+1, (self.total,), device=self.device, generator=self.g))
+    def chance(self, p): return self._next(lambda: torch.rand(self.total, device=self.device, generator=self.g))<p
 
 def _axis(x, dim): return torch.arange(x.shape[dim], device=x.device)
 def _where(mask, a, b): return torch.where(mask[:,None,None,None], a, b)
@@ -158,16 +173,34 @@ def _affine_item(p, fill, size):
 
 # %% ../nbs/01_augment.ipynb #c609a4e1
 @lru_cache(maxsize=32) # a copy to a GPU waits for all that it has to do
-def _coin_weights(shape, seed, device): return torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int32).to(device)
+def _coin_keys(n, seed, device):
+    "A random number of 64 bits for each of `n` words"
+    return torch.randint(-2**63, 2**63-1, (n,), generator=torch.Generator().manual_seed(seed)).to(device)
+
+def _mix(h):
+    "Mix the bits of numbers of 64 bits, in place (MurmurHash3's finalizer)"
+    for factor in (-0xae502812aa7333,-0x3b314601e57a13ad): # two's complement of its 0xff51afd7ed558ccd, 0xc4ceb9fe1a85ec53
+        h ^= (h>>33)&0x7fffffff
+        h *= factor
+    h ^= (h>>33)&0x7fffffff
+    return h
+
+def _words(x):
+    "Images of uint8 as numbers of 64 bits, eight pixels in each"
+    x = x.flatten(1)
+    return F.pad(x, (0,-x.shape[1]%8)).view(torch.int64)
 
 def _pixel_coin(
     x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1
     seed:int=0 # Another seed tosses again
 ) -> Tensor: # bool [N]
-    "A fair coin toss for each image, always the same for the same pixels"
-    w = _coin_weights(x.shape[1:], seed, x.device)
-    x = x.int() if x.dtype==torch.uint8 else (x*255).round().int()
-    return ((x*w).sum((1,2,3), dtype=torch.int32)>>3)%2==1
+    "Toss a fair coin for each image, always the same for the same pixels: a bit of a hash of all pixels and their places"
+    fine = None if x.dtype==torch.uint8 else (x.float()*255*256).round().to(torch.int32) # 256 steps between two levels
+    words = _words(x if fine is None else (fine>>8).to(torch.uint8))
+    keys = _coin_keys(words.shape[1], seed, x.device)
+    h = _mix(words^keys).sum(1)
+    if fine is not None: h += (_mix(_words((fine&255).to(torch.uint8)))*keys).sum(1) # 0 for floats that are levels of uint8
+    return _mix(h)&1==1
 
 def _flip_batch(p, x, fill, draw):
     return _where(draw.chance(p.flip), x.flip(-1), x) if p.flip and not p.alternate else x
@@ -214,12 +247,14 @@ def augment_batch(
     mean:tuple=cifar_mean, # Mean of the training images: the fill
     std:tuple=cifar_std, # Their standard deviation: the fill, if published
     epoch:int=0, # Number of the epoch, for alternating flip
-    seed:int=0 # Seed of the coin of alternating flip
+    seed:int=0, # Seed of the coin of alternating flip
+    draw=None # Random numbers of a whole epoch; None draws for this batch
 ) -> Tensor: # Batch of the same shape and type
     "Do to a whole batch what `policy` says, each image by its own chance"
     kind,x = type(x),x.as_subclass(Tensor)
     if policy.hole>min(x.shape[-2:]): raise ValueError(f'Policy: hole={policy.hole} does not fit into images of {x.shape[-2]}x{x.shape[-1]} pixels')
-    draw,fill = _Draw(len(x), x.device, g),_fill(tuple(policy.fill(mean,std)), x.dtype, x.device)
+    fill = _fill(tuple(policy.fill(mean,std)), x.dtype, x.device)
+    draw = (draw or _Draw(len(x), x.device, g)).batch(len(x))
     if policy.alternate: x = _where(_pixel_coin(x,seed)^bool(epoch%2), x.flip(-1), x)
     for op in policy.order: x = augment_ops[op][1](policy, x, fill, draw)
     return x.as_subclass(kind)
@@ -237,16 +272,17 @@ class _Augment(Transform):
         store_attr()
         self.start_epoch(0)
 
-class _BatchAugment(_Augment):
+class BatchAugment(_Augment):
     "`augment_batch` as a fastai batch transform"
     order = 9 # before `IntToFloatTensor`
-    def start_epoch(self, epoch): self.epoch,self.g = epoch,None
-    def __getstate__(self): return {**self.__dict__, 'g':None} # a generator cannot be pickled, and `learn.export` pickles
+    def start_epoch(self, epoch, n_images=None): self.epoch,self.n_images,self.g,self.draw = epoch,n_images,None,None
+    def __getstate__(self): return {**self.__dict__, 'g':None, 'draw':None} # `learn.export` cannot pickle a generator
 
     def encodes(self, x:TensorImage):
         if self.g is None or self.g.device.type!=x.device.type:
             self.g = torch.Generator(x.device).manual_seed(derive_seed(self.seed, rank_distrib(), self.epoch))
-        return augment_batch(x, self.policy, self.g, self.mean, self.std, self.epoch, self.seed)
+            self.draw = self.n_images and _Draw(self.n_images, x.device, self.g)
+        return augment_batch(x, self.policy, self.g, self.mean, self.std, self.epoch, self.seed, self.draw)
 
 @patch
 def batch_tfms(self:Policy,
@@ -255,13 +291,15 @@ def batch_tfms(self:Policy,
     seed:int=0 # The same seed repeats
 ) -> list: # fastai batch transforms, empty if there is nothing to do
     "This policy by the batch engine"
-    return [] if self==Policy() else [_BatchAugment(self, mean, std, seed)]
+    return [] if self==Policy() else [BatchAugment(self, mean, std, seed)]
 
 # %% ../nbs/01_augment.ipynb #4f0fcf6c
 class ItemAugment(_Augment):
     "A policy by albumentations, image by image, as a fastai item transform for the training part"
     order = 1 # before `ToTensor`
-    def start_epoch(self, epoch): self.epoch,self.worker,self.composed = epoch,None,{}
+    def start_epoch(self, epoch, n_images=None): self.epoch,self.worker,self.composed = epoch,None,{}
+
+    def __getstate__(self): return {**self.__dict__, 'worker':None, 'composed':{}} # albumentations's transforms cannot all be pickled; a worker process makes its own
 
     def _compose(self, size):
         os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')

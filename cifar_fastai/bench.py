@@ -13,6 +13,7 @@ from scipy.stats import t as student_t
 from torch.utils.flop_counter import FlopCounterMode
 from .data import *
 from .augment import *
+from .loaders import *
 from .models import *
 from .optim import *
 from .schedule import *
@@ -26,10 +27,10 @@ from .run import _versions
 
 # %% auto #0
 __all__ = ['bench_columns', 'images_per_second', 'compare_speed', 'mean_interval', 'BareLoop', 'speed_peers', 'learner_overhead',
-           'matmul_peak', 'training_flops', 'PeakMemory', 'accuracy_of', 'time_training', 'repeats', 'plot_times',
-           'airbench_training', 'compare_engines', 'seconds_of', 'cost_growth', 'growth_exponent', 'plot_growth',
-           'one_step', 'one_epoch', 'import_cost', 'check_columns', 'write_row', 'bench_table', 'save_bench',
-           'save_results']
+           'matmul_peak', 'training_flops', 'PeakMemory', 'accuracy_of', 'warm_up', 'time_training', 'repeats',
+           'plot_times', 'airbench_training', 'compare_engines', 'seconds_of', 'cost_growth', 'growth_exponent',
+           'plot_growth', 'one_step', 'one_epoch', 'import_cost', 'check_columns', 'write_row', 'bench_table',
+           'save_bench', 'save_results']
 
 # %% ../nbs/13_bench.ipynb #6ae5ad67
 def _sync(device):
@@ -323,6 +324,39 @@ def accuracy_of(
             right,n = right+(model(x.as_subclass(Tensor)).argmax(1)==y.as_subclass(Tensor)).sum(),n+len(y)
     return right.item()/n
 
+class _WarmUpSteps(Callback):
+    "Train a few steps at each image size, then stop"
+    name,order = 'lr_finder',ProgressiveResize.order # other callbacks know by the name that this is not a training
+    def __init__(self, sides, steps): self.sides,self.steps,self.i = sides,steps,0
+
+    def before_batch(self):
+        x,*rest = self.xb
+        self.learn.xb = (resize_batch(x, self.sides[self.i//self.steps]),*rest)
+
+    def after_batch(self):
+        self.i += 1
+        if self.i==self.steps*len(self.sides): raise CancelFitException()
+
+def warm_up(
+    learn:Learner, # Learner that will be timed
+    recipe:Recipe, # Its recipe
+    steps:int=3 # Training steps at each image size
+): # Function without arguments that puts the initial weights back
+    "Compile kernels and choose convolution algorithms for every image size of a training, then restore the learner"
+    x,_ = learn.dls.train.one_batch()
+    size,small = x.shape[-1],recipe.small
+    sides = sorted({progressive_side(i/100, size, *small) for i in range(100)}) if small else [size]
+    model,dl = learn.model.to(learn.dls.device),learn.dls.train
+    initial,epoch,random = {k: v.clone() for k,v in model.state_dict().items()},getattr(dl, 'epoch', None),random_state()
+    def restore():
+        model.load_state_dict(initial)
+        learn.opt = None
+    with learn.no_bar(),learn.no_logging(): learn.fit(math.ceil(steps*len(sides)/len(dl)), lr=_idle, cbs=_WarmUpSteps(sides, steps))
+    restore()
+    set_random_state(random)
+    if epoch is not None: dl.epoch = epoch
+    return restore
+
 def _recipe_learner(recipe, path, device): return recipe.learner(recipe.dls(path, device=device))
 
 @_tuned_convolutions()
@@ -333,21 +367,22 @@ def time_training(
     device=None, # None is fastai's default
     tta:bool|float=True, # Test-time augmentation: True for the recipe's, False, or only below this probability
     make=None, # Function of recipe, path and device that makes the learner; None is the recipe's own
-    warmup:int=3 # Steps of the throwaway learner; 0 does without
+    warmup:int=3 # Steps at each image size before the clock starts, see `warm_up`; 0 does without
 ) -> tuple: # A dict of results, and the curve: a table with a row for each epoch and one for the test-time augmentation
     "Train once against the clock, by the rules above"
     r,make = recipe if seed is None else recipe.but(seed=seed),make or _recipe_learner
     if tta is True: tta = r.unsure
-    def warm_up(learn):
-        images_per_second(learn, 1, warmup, r)
-        accuracy_of(learn, [learn.dls.valid.one_batch()], tta)
-    if warmup: warm_up(make(r, path, device))
     learn = make(r, path, device)
     learn.model.to(learn.dls.device)
     for dl in learn.dls.loaders: dl.one_batch() # brings the images to the device
+    restore = noop
+    if warmup:
+        restore = warm_up(learn, r, warmup)
+        accuracy_of(learn, [learn.dls.valid.one_batch()], tta)
     clock = _TrainingClock(learn.dls.device)
     with PeakMemory(learn.dls.device) as memory,learn.no_bar(),learn.no_logging():
         clock.start()
+        restore() # the initial weights are part of the time, as are the filters of a whitening layer
         r.fit(learn, clock)
         trained = clock.seconds
         clock.start()
@@ -431,7 +466,7 @@ def airbench_training(
     target:int=94 # Which of its trainings: 93, 94, 95 or 96
 ): # For `others` of `repeats`: a function of a seed that gives what `time_training` gives
     "airbench on the same images and the first GPU, after its own warm-up. Raises `ValueError` if there is no GPU or no airbench"
-    lacks = ['an NVIDIA GPU (there is none here)']*(not torch.cuda.is_available()) + ["its package: pip install 'cifar_fastai[bench]'"]*(not importlib.util.find_spec('airbench'))
+    lacks = ['an NVIDIA GPU (there is none here)']*(not torch.cuda.is_available()) + ["its package (the extra bench; in a clone of the library: pip install -e '.[bench]')"]*(not importlib.util.find_spec('airbench'))
     if lacks: raise ValueError(f'peer airbench: it needs {" and ".join(lacks)}')
     look_up('airbench training', target, [93,94,95,96])
     if num_distrib()>1: raise ValueError('peer airbench: it trains on the first GPU alone. Start cifar_bench without torchrun')
@@ -578,8 +613,9 @@ def check_columns(
     columns:list # Names of the columns that it must have
 ):
     "Raise `ValueError` if a file of results has other columns: what was measured for hours could not be written"
-    if not Path(file).exists(): return
-    with open(file, newline='') as f: header = next(csv.reader(f), [])
+    file = Path(file).expanduser()
+    if not file.exists(): return
+    with open(file, newline='', encoding='utf-8') as f: header = next(csv.reader(f), [])
     if header!=columns: raise ValueError(f'{file}: its columns are {", ".join(header)}, not {", ".join(columns)}. Choose another file')
 
 def write_row(
@@ -587,11 +623,11 @@ def write_row(
     **row # What to write, by column
 ):
     "Append a row to a file of results. Raises `ValueError` if its columns are others"
-    file = Path(file)
+    file = Path(file).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     new = not file.exists()
     check_columns(file, list(row))
-    with open(file, 'a', newline='') as f:
+    with open(file, 'a', newline='', encoding='utf-8') as f:
         w = csv.writer(f)
         if new: w.writerow(row)
         w.writerow(row.values())
@@ -644,7 +680,7 @@ def save_results(
     note:str='' # What a reader should know
 ):
     "Append a row for each recipe to `trainings.csv`, and write its epochs to `<recipe>.csv`, or `<recipe>-<data>.csv` for other data than CIFAR-10. Raises `ValueError` for a run that is not done"
-    folder,runs = Path(folder),[*map(Run, runs)]
+    folder,runs = Path(folder).expanduser(),[*map(Run, runs)]
     for run in runs:
         if run.info['state']!='done': raise ValueError(f"{run.path}: the run is {run.info['state']}, not done. Leave it out, or train it again")
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 
 # %% ../nbs/10_checkpoint.ipynb #343ba872
 from __future__ import annotations
-import errno,hashlib,io,json,os,pickle,shutil,signal,threading,time,warnings
+import errno,hashlib,io,json,os,pickle,shutil,signal,sys,threading,time,warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,18 +20,35 @@ from .precision import *
 from .recipe import *
 
 # %% auto #0
-__all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'find_checkpoint', 'Checkpoints']
+__all__ = ['CheckpointError', 'atomic_replace', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'find_checkpoint',
+           'Checkpoints']
 
 # %% ../nbs/10_checkpoint.ipynb #39d48cde
 class CheckpointError(RuntimeError):
     "A checkpoint that cannot be used: the message names the file, what is wrong with it, and what to do"
 
 def _flush(path):
-    "Make the system write a file or folder to the disk"
-    if os.name=='nt' and Path(path).is_dir(): return # no such thing there
-    fd = os.open(path, os.O_RDONLY)
+    "Flush a file or a folder to the disk"
+    folder = Path(path).is_dir()
+    if folder and os.name=='nt': return # Windows cannot flush a folder
+    fd = os.open(path, os.O_RDONLY if folder else os.O_RDWR) # Windows flushes only what is open for writing
     try: os.fsync(fd)
     finally: os.close(fd)
+
+def atomic_replace(
+    side, # File or folder that was just written
+    final # Its final name. A file of this name is replaced, a folder must not exist
+):
+    "Flush a file or folder to disk, then rename it. On Windows, wait up to a second while another process reads the old file"
+    _flush(side)
+    for pause in (.01,.1,.9,None):
+        try:
+            os.replace(side, final)
+            break
+        except PermissionError:
+            if pause is None or sys.platform!='win32': raise
+            time.sleep(pause)
+    _flush(Path(final).parent)
 
 def write_checkpoint(
     folder, # Folder of all checkpoints of a training
@@ -41,7 +58,7 @@ def write_checkpoint(
     **about # What the manifest shall say of it, such as epoch and step
 ) -> Path: # Folder of the checkpoint
     "Write a checkpoint that is whole, or none: an error removes what was begun, and leaves those before as they are"
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     final,side,old = (folder/o for o in (name, f'.{name}.{os.getpid()}', f'.{name}.old'))
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -53,12 +70,11 @@ def write_checkpoint(
         for k,v in {**parts, 'manifest.json': json.dumps(manifest, indent=1).encode()}.items():
             (side/k).write_bytes(v)
             _flush(side/k)
-        _flush(side)
         if final.exists(): os.replace(final, old) # never half of one under a good name
-        os.replace(side, final)
-        _flush(folder)
+        atomic_replace(side, final)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not final.exists(): os.replace(old, final)
         shutil.rmtree(side, ignore_errors=True)
         raise
     return final
@@ -67,7 +83,7 @@ def read_checkpoint(
     path # Folder of one checkpoint
 ) -> tuple: # Tensors of the model by name, state, manifest
     "Read and check a checkpoint; nothing in it is executed. Raises `CheckpointError` that names the file and what is wrong"
-    path,parts = Path(path),{}
+    path,parts = Path(path).expanduser(),{}
     try:
         manifest = json.loads((path/'manifest.json').read_text(encoding='utf-8'))
         files = {k: (manifest['files'][k]['bytes'],manifest['files'][k]['sha256']) for k in ('model.safetensors','state.pt')}
@@ -115,7 +131,7 @@ def checkpoints(
 ) -> list: # A dict for each: `path`, `epoch` and `step` of the position, and what else its manifest says
     "The checkpoints of a training by their position, the last one last. What is damaged is among them: `read_checkpoint` tells"
     res = []
-    for o in Path(folder).glob('e*'):
+    for o in Path(folder).expanduser().glob('e*'):
         if not (at := re.fullmatch(r'e(\d+)(?:-s(\d+))?', o.name)): continue
         try: about = dict(json.loads((o/'manifest.json').read_text(encoding='utf-8')))
         except (OSError,ValueError,TypeError): about = {}
@@ -132,7 +148,7 @@ def find_checkpoint(
     def whole(path):
         try: return bool(read_checkpoint(path))
         except CheckpointError: return False
-    path = Path(folder)/name if isinstance(name, str) else there[-1]['path'] if there else None
+    path = Path(folder).expanduser()/name if isinstance(name, str) else there[-1]['path'] if there else None
     if not path or path not in [o['path'] for o in there]: raise CheckpointError(f'{folder}: no checkpoint{"" if name is True else f" {name!r}"}; there are {", ".join(o["path"].name for o in there) or "none"}')
     try: return path,*read_checkpoint(path)[:2]
     except CheckpointError as e:
@@ -161,7 +177,7 @@ class Checkpoints(FitCallback):
         for nm,v in dict(minutes=minutes, lr_scale=lr_scale, return_scale=return_scale).items():
             if v is not None and not 0<v<math.inf: raise ValueError(f'Checkpoints: {nm}={v}, expected a number above 0')
         store_attr(but='folder')
-        self.folder,self.seconds,self._started = Path(folder),0.,ExitStack() # seconds: what the training waited
+        self.folder,self.seconds,self._started = Path(folder).expanduser(),0.,ExitStack() # seconds: what the training waited
 
     def before_fit(self):
         self._writer,self._losses = ThreadPoolExecutor(1, 'checkpoint'),deque(maxlen=5)

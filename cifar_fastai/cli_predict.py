@@ -9,32 +9,31 @@ from __future__ import annotations
 import csv,io,json,os,sys
 from pathlib import Path
 from fastcore.script import call_parse,store_true
+from .codec import ImageError,image_files
 from .predict import *
 
 # %% auto #0
 __all__ = ['cifar_predict']
 
 # %% ../nbs/14_cli_predict.ipynb #6de5b2a5
-_endings = {'.png','.jpg','.jpeg','.webp','.bmp','.gif','.tif','.tiff'}
-
 def _image_files(
-    image # A file, a folder (all images in it and in its folders, by name), or '-' for the standard input
+    image, # A file, a folder (all images in it and in its folders, by name), or '-' for the standard input
+    warn # Function that takes the message about files of a folder that were left out
 ) -> list: # Paths, or the standard input as a file with a name
-    "What a command's IMAGE means. Raises `PredictError` for a folder without images; whether a file is an image is seen when it is read"
+    "Return what a command's IMAGE means. Raise `PredictError` for a folder without images; whether a file is an image is seen when it is read"
     if image=='-':
         file = io.BytesIO(sys.stdin.buffer.read())
         file.name = 'standard input'
         return [file]
-    path = Path(image)
+    path = Path(image).expanduser()
     if not path.is_dir(): return [path]
-    files = sorted(o for o in path.rglob('*') if o.suffix.lower() in _endings and not o.name.startswith('.'))
-    if not files: raise PredictError(f'{image}: no images in this folder')
-    return files
+    try: return image_files(path, warn)
+    except ImageError as e: raise PredictError(str(e)) from None
 
 # %% ../nbs/14_cli_predict.ipynb #85642f2c
 def _predictor(model, cam):
     "A `Predictor`; by torch only if it must be"
-    path = Path(model)
+    path = Path(model).expanduser()
     if not cam and (path.suffix=='.onnx' or (path/'model.onnx').is_file()): return Predictor(path)
     from cifar_fastai.export import load_predictor
     res = load_predictor(model)
@@ -42,15 +41,15 @@ def _predictor(model, cam):
     return res
 
 def _save_map(predictor, image, folder, stem):
-    "A grey copy of the image with its class activation map over it, as a file"
+    "Write a grey copy of the image with its class activation map over it"
     from cifar_fastai.interpret import _overlay
     import numpy as np
     from PIL import Image
     side = max(256, predictor.size)
-    def large(a): return np.asarray(Image.fromarray(a).resize((side,side), Image.BICUBIC))
+    large_map = np.asarray(Image.fromarray(predictor.cam(image)).resize((side,side), Image.BICUBIC)).clip(0,1)
     file,i = folder/f'{stem}-cam.png',2
     while file.exists(): file,i = folder/f'{stem}-{i}-cam.png',i+1
-    Image.fromarray(_overlay(large(image), large(predictor.cam(image)).clip(0,1))).save(file)
+    Image.fromarray(_overlay(pixels(image, side), large_map)).save(file)
 
 @call_parse(pos=['model'])
 def cifar_predict(
@@ -63,31 +62,33 @@ def cifar_predict(
     bs:int=256, # Images in a batch
 ):
     "Classes and probabilities of images"
-    bad = []
+    bad,left_out = [],[]
     def read(file):
-        try: return pixels(file)
+        try: return predictor.read(file) # small: memory does not depend on the size of the photos
         except PredictError as e: bad.append(str(e))
     try:
         if not image: raise PredictError('give an image, a folder of images, or - for the standard input')
         if format not in ('table','json','csv'): raise PredictError(f'--format {format}: expected table, json or csv')
         if top<1: raise PredictError(f'--top {top}: expected at least 1')
         if bs<1: raise PredictError(f'--bs {bs}: expected at least 1')
-        files = [f for o in image for f in _image_files(o)]
+        files = [f for o in image for f in _image_files(o, left_out.append)]
         predictor = _predictor(model, cam)
         try:
-            if cam: Path(cam).mkdir(parents=True, exist_ok=True)
+            if cam:
+                cam = Path(cam).expanduser()
+                cam.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise PredictError(f'--cam {cam}: cannot be written ({e.strerror}). Choose another folder') from None
         out,rows = csv.writer(sys.stdout, lineterminator='\n'),[]
         if format=='csv': out.writerow(['file','predicted',*predictor.classes])
         width = max(len(str(getattr(o, 'name', o) if hasattr(o, 'read') else o)) for o in files)
         for i in range(0, len(files), bs):
             some = [(f,a) for f in files[i:i+bs] if (a := read(f)) is not None]
-            for (f,a),p in zip(some, predictor([a for _,a in some], tta, bs)):
+            for (f,_),p in zip(some, predictor([a for _,a in some], tta, bs)):
                 nm,best = f.name if hasattr(f, 'read') else str(f),[int(o) for o in p.argsort()[::-1][:top]]
                 if format=='table': print(f'{nm:<{width}}  '+'  '.join(f'{predictor.classes[o]} {p[o]:.1%}' for o in best))
                 elif format=='csv': out.writerow([nm,predictor.classes[best[0]],*(f'{o:.6f}' for o in p)])
                 else: rows.append(dict(file=nm, predicted=predictor.classes[best[0]], top={predictor.classes[o]: round(float(p[o]), 6) for o in best}))
-                if cam: _save_map(predictor, a, Path(cam), Path(nm).stem)
+                if cam: _save_map(predictor, f, cam, Path(nm).stem)
         if format=='json': print(json.dumps(rows, indent=1))
         sys.stdout.flush()
     except BrokenPipeError: # whoever reads has enough, as head does
@@ -95,7 +96,6 @@ def cifar_predict(
         raise SystemExit(1) from None
     except (ValueError,OSError,ImportError) as e: bad.append(str(e))
     except KeyboardInterrupt: bad.append('stopped')
-    if bad:
-        sys.stdout.flush()
-        for o in bad: print(f'cifar_predict: {o}', file=sys.stderr)
-        raise SystemExit(1)
+    sys.stdout.flush()
+    for o in left_out+bad: print(f'cifar_predict: {o}', file=sys.stderr)
+    if bad: raise SystemExit(1)

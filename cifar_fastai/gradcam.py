@@ -136,25 +136,44 @@ def _score(target, logits):
     if len(bad := c[(c<0)|(c>=k)]): raise ValueError(f'GradCAM: there is no class {bad[0].item()}, the classes are 0 to {k-1}')
     return lambda logits: logits.gather(1, c.expand(n)[:,None])[:,0]
 
-def _has_map(out): return isinstance(out, Tensor) and out.ndim==4 and out.shape[-2]*out.shape[-1]>1
+def _fits(h, w, size):
+    "Has a map [h, w] the aspect ratio of images of `size`, except for rounding?"
+    return abs(h*size[1]-w*size[0])<max(size)
+
+def _channels_last(out, size):
+    "Is `out` a map [N, h, w, C] of images of `size`, by its aspect ratio? None: it could be [N, C, h, w] as well"
+    if not _fits(*out.shape[1:3], size): return False
+    return None if _fits(*out.shape[2:], size) else True
 
 def _maps(model, x):
-    "Names of the modules that give a feature map, in the order of the forward pass"
-    names,sizes,handles = [],set(),[]
+    "Size of the map of each module that gives a feature map, by name, in the order of the forward pass"
+    maps,sizes,tokens,handles = {},set(),{},[]
+    def look_tokens(nm, out):
+        "Is `out` the places of the last map, and up to 8 class tokens and registers, as [N, places, C]?"
+        n_pixels = math.prod([*maps.values()][-1])
+        if 0<=out.shape[1]-n_pixels<=8 and out.shape[2]!=n_pixels: tokens[nm] = list(out.shape[1:])
     def look(nm, m, inp, out):
-        if not _has_map(out): return
-        pool,size = 'Pool' in type(m).__name__,out.shape[-2:]
-        if pool or isinstance(m, nn.Conv2d): sizes.add(size)
-        if size not in sizes or pool: return
-        if nm in names: names.remove(nm) # used again: its last place counts
-        names.append(nm)
+        if not isinstance(out, Tensor): return
+        if out.ndim==3 and maps: look_tokens(nm, out)
+        if out.ndim!=4: return
+        last = _channels_last(out, x.shape[-2:])
+        size,pool = tuple(out.shape[1:3] if last else out.shape[2:]),'Pool' in type(m).__name__
+        if pool or isinstance(m, nn.Conv2d) or last and isinstance(m, (nn.Linear,nn.LayerNorm)): sizes.add(size)
+        if size not in sizes or math.prod(size)==1 or pool: return
+        tokens.clear() # they have become a map again
+        maps.pop(nm, None) # used again: its last place counts
+        maps[nm] = size
     try:
         handles = [m.register_forward_hook(partial(look, nm)) for nm,m in model.named_modules() if nm]
         _logits(model, x[:1])
     finally:
         for h in handles: h.remove()
-    if not names: raise ValueError('GradCAM: the model has no convolution that gives a map of more than one pixel. If its maps come from elsewhere, say from which `layer`')
-    return names
+    if tokens:
+        nm,shape = [*tokens.items()][0]
+        raise ValueError(f'GradCAM: after its last feature map, the model works on tokens ({nm!r} gives [N, {shape[0]}, {shape[1]}]). '
+                         'Name a `layer` before the last attention, such as its LayerNorm, and a `reshape` from tokens to [N, C, h, w]')
+    if not maps: raise ValueError('GradCAM: the model has no convolution that gives a map of more than one pixel. Name the `layer`')
+    return maps
 
 def _resize(maps, size, align_corners=False):
     "Bilinear, by two matrix products: for many small maps much quicker than `F.interpolate`"
@@ -167,11 +186,13 @@ class GradCAM:
         model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]; or a learner with such a model
         layer=None, # A module of it, its name ('layer3'), a list of these, or None for the last one that gives a feature map
         method='gradcam', # Name in `cam_methods`, or a function of (activations, gradients), each [N, C, h, w], and of `rerun` if it has one
-        flip:bool=False # Smooth: average each map with that of the mirror image, mirrored back?
+        flip:bool=False, # Smooth: average each map with that of the mirror image, mirrored back?
+        reshape=None # Function from the output of `layer` to [N, C, h, w], for tokens; None recognises [N, C, h, w] and [N, h, w, C]
     ):
         model = getattr(model, 'model', None) if isinstance(model, Learner) else model
         if not isinstance(model, nn.Module): raise TypeError(f'GradCAM: expected a model or a learner, not {type(model).__name__}')
-        self.model,self.flip,self.several = model,flip,is_listy(layer)
+        if reshape is not None and layer is None: raise ValueError('GradCAM: `reshape` is for a certain `layer`. Name it')
+        self.model,self.flip,self.several,self.reshape = model,flip,is_listy(layer),reshape
         self.method = look_up('GradCAM: method', method, cam_methods) if isinstance(method, str) else method
         self.layer = None if layer is None else [self._name(o) for o in layer] if self.several else self._name(layer)
         if self.layer==[]: raise ValueError('GradCAM: the list of layers is empty')
@@ -197,12 +218,25 @@ class GradCAM:
 
     def _look(self, name, module, inp, out):
         if self.seen is None: return # somebody else's forward pass
-        if not _has_map(out): raise ValueError(f'GradCAM: layer {name!r} gives {list(out.shape) if isinstance(out, Tensor) else type(out).__name__}, no map [N, C, h, w] of several pixels')
+        activations = self._to_map(name, out) if self.reshape is None else self.reshape(out)
+        if not isinstance(activations, Tensor) or activations.ndim!=4 or len(activations)!=self.shape[0] or math.prod(activations.shape[2:])==1:
+            got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            if self.reshape is not None: got = f'{got} and `reshape` makes of it {list(getattr(activations, "shape", []))}'
+            raise ValueError(f'GradCAM: layer {name!r} gives {got}, not a map [{self.shape[0]}, C, h, w] of several pixels. Choose another layer, or pass `reshape`')
         torch.set_grad_enabled(True)
-        seen = self.seen[name] = dict(activations=out.detach()) # if the layer is used twice, the last time counts
+        seen = self.seen[name] = dict(activations=activations.detach()) # if the layer is used twice, the last time counts
         out = out+self.zero # a new tensor, at which the graph begins
-        out.register_hook(lambda grad: seen.update(gradients=grad))
+        out.register_hook(lambda grad: seen.update(gradients=self._to_map(name, grad) if self.reshape is None else self.reshape(grad)))
         return out
+
+    def _to_map(self, name, out):
+        "The output of a layer as [N, C, h, w]; what is not a tensor of four axes is returned as it is"
+        if not isinstance(out, Tensor) or out.ndim!=4: return out
+        last = _channels_last(out, self.shape[-2:])
+        norms = [m for m in self.model.modules() if isinstance(m, nn.LayerNorm) and len(m.normalized_shape)==1]
+        if last is None and norms and math.prod(out.shape[2:])>1:
+            raise ValueError(f'GradCAM: layer {name!r} gives {list(out.shape)}, which could be [N, C, h, w] or [N, h, w, C]. Pass `reshape`: noop, or lambda o: o.permute(0,3,1,2)')
+        return out.permute(0,3,1,2) if last else out
 
     def __call__(self,
         x:Tensor, # Images, normalised as the model wants them, [N, C, H, W]
@@ -212,7 +246,7 @@ class GradCAM:
         if not self.inside: raise RuntimeError('GradCAM: use it as `with GradCAM(model) as cam: cam(x)`, so that its hooks are removed')
         x = _images(x)
         with _undisturbed(self.model):
-            if self.layer is None: self.layer = _maps(self.model, x)[-1]
+            if self.layer is None: self.layer = [*_maps(self.model, x)][-1]
             if not self.handles: self._hook()
             maps,score = self._run(x, target)
             if self.flip:
@@ -222,7 +256,7 @@ class GradCAM:
 
     def _run(self, x, target):
         "Maps by layer, and the target as a function of the logits"
-        self.seen,self.zero = {},torch.zeros((), device=x.device, requires_grad=True)
+        self.seen,self.zero,self.shape = {},torch.zeros((), device=x.device, requires_grad=True),x.shape
         try:
             with torch.no_grad(): # until the first layer that is looked at
                 logits = _logits(self.model, x)
@@ -234,6 +268,8 @@ class GradCAM:
         maps = {}
         for o in L(self.layer):
             if 'gradients' not in seen.get(o, {}): raise ValueError(f'GradCAM: the target does not depend on layer {o!r}')
+            if self.reshape is not None and not seen[o]['gradients'].any():
+                warnings.warn(f'GradCAM: the target does not depend on what `reshape` takes of layer {o!r}. Choose a layer before the last attention')
             args = [seen[o][k].float() for k in ('activations','gradients')]
             if 'rerun' in inspect.signature(self.method).parameters: args.append(self._rerun(o, x, score))
             with torch.autocast(x.device.type, enabled=False): maps[o] = _unit_range(_resize(_unit_range(self.method(*args)), x.shape[-2:]))
@@ -245,14 +281,21 @@ class GradCAM:
         precision = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)) # the caller's
         def rerun(mask=None, activations=None):
             masked = x if mask is None else x*_unit_range(_resize(mask, x.shape[-2:], align_corners=True))[:,None]
-            def swap(m, inp, out): return None if activations is None else activations.to(out.dtype)
+            def swap(m, inp, out):
+                "Put `activations` where they come from; what `reshape` leaves out stays"
+                if activations is None: return
+                was,back = torch.func.vjp(partial(self._to_map, layer) if self.reshape is None else self.reshape, out)
+                return out-back(was)[0]+back(activations.to(out.dtype))[0]
             with precision,self.model.get_submodule(layer).register_forward_hook(swap): return score(self.model(masked)).float()
         return rerun
 
 # %% ../nbs/08_gradcam.ipynb #b28050c9
-def _stages(names):
-    "The last four maps of the outermost modules of which there are several"
-    return next((o for d in range(9) if len(o := [nm for nm in names if nm.count('.')==d])>1), names)[-4:]
+def _stages(maps):
+    "The last four maps of the outermost modules with maps of several sizes, or else of which there are several"
+    levels = [[nm for nm in maps if nm.count('.')==depth] for depth in range(9)]
+    several = [o for o in levels if len(o)>1]
+    sizes = [o for o in several if len({maps[nm] for nm in o})>1]
+    return (sizes+several+[[*maps]])[0][-4:]
 
 def plot_cams(
     model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
@@ -264,7 +307,8 @@ def plot_cams(
     true=None, # The true class of each image, to be named where another one is shown
     method='gradcam', # As for `GradCAM`
     flip:bool=False, # As for `GradCAM`
-    side_by_side:bool=False # Show each map alone, too, beside the one over the picture?
+    side_by_side:bool=False, # Show each map alone, too, beside the one over the picture?
+    reshape=None # As for `GradCAM`
 ) -> plt.Figure: # A row for each image: the picture, then the map of each layer
     "Where the layers see the class that is named at the picture"
     x = _images(x)
@@ -272,7 +316,7 @@ def plot_cams(
     with _undisturbed(model):
         probs = _logits(model, x).float().softmax(1).cpu()
         if layers is None: layers = _stages(_maps(model, x))
-    with GradCAM(model, L(layers), method, flip) as cam: maps = cam(x, target)
+    with GradCAM(model, L(layers), method, flip, reshape) as cam: maps = cam(x, target)
     shown = probs.argmax(1) if target is None or callable(target) else torch.as_tensor(target).cpu().expand(len(x))
     def name(c): return str(vocab[c] if vocab is not None else c)
     per = 2 if side_by_side else 1
@@ -302,7 +346,8 @@ def show_cam(self:Learner,
     target=None, # None: the predicted class; a class, its name, one for each image, or a function of the logits
     method='gradcam', # As for `GradCAM`
     flip:bool=False, # As for `GradCAM`
-    side_by_side:bool=False # Show each map alone, too, beside the one over the picture?
+    side_by_side:bool=False, # Show each map alone, too, beside the one over the picture?
+    reshape=None # As for `GradCAM`
 ) -> plt.Figure: # A row for each image, as the model sees it: the picture, then the map of each layer
     "Where the model looks: `plot_cams` for images of a learner. The true class is named where the table, the batch or the file's folder tells it"
     if n<1: raise ValueError(f'show_cam: n={n}, expected at least 1')
@@ -310,7 +355,7 @@ def show_cam(self:Learner,
     if items is None: items = dl.new(shuffle=True, drop_last=False, bs=n).one_batch()
     if isinstance(items, tuple): x,true = items[0],items[1] if len(items)>1 else None
     else:
-        files = [Path(o) if isinstance(o, str) else o for o in (items['file'] if isinstance(items, pd.DataFrame) else L(items))][:n]
+        files = [Path(o).expanduser() if isinstance(o, (str,Path)) else o for o in (items['file'] if isinstance(items, pd.DataFrame) else L(items))][:n]
         if not files: raise ValueError('show_cam: no image at all, the list of files is empty')
         true = list(items['true']) if isinstance(items, pd.DataFrame) and 'true' in items else [o.parent.name if isinstance(o, Path) else None for o in files]
         true = [vocab.o2i[o] for o in true] if vocab is not None and set(true)<=set(vocab) else None
@@ -319,7 +364,7 @@ def show_cam(self:Learner,
     x = x[:n]
     pictures = to_np(dl.after_batch.decode(TensorImage(x)).as_subclass(Tensor).expand(-1,3,-1,-1).permute(0,2,3,1))
     pictures = pictures.clip(0,1) if pictures.dtype.kind=='f' else pictures.astype(np.uint8)
-    return plot_cams(self.model, x.to(self.dls.device), pictures, layers, target, vocab, true, method, flip, side_by_side)
+    return plot_cams(self.model, x.to(self.dls.device), pictures, layers, target, vocab, true, method, flip, side_by_side, reshape)
 
 # %% ../nbs/08_gradcam.ipynb #2e48d349
 def pointing(

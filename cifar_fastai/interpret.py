@@ -13,8 +13,8 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 from torchvision.io import decode_jpeg,encode_jpeg
 from torchvision.transforms.functional import gaussian_blur
+from .codec import ImageError,image_files
 from .data import *
-from .data import _img_exts
 from .models import n_params
 from .recipe import plot_history,_colours
 from .gradcam import *
@@ -51,17 +51,23 @@ class MultiCrop(nn.Module):
 # %% ../nbs/09_interpret.ipynb #da974580
 def folder_dl(
     learn:Learner, # Its classes and its size of images are taken
-    path # Folder of image files, directly or in folders
+    path, # Folder of image files, directly or in folders
+    unreadable:list|None=None # A list that takes the messages of files that cannot be decoded, which are then left out; None raises `DataError` for them when the loader is used
 ) -> TfmdDL: # For prediction: no augmentation, in the order of the names
-    "All images of a folder. They have labels if they lie in folders named after the classes"
-    path,vocab = Path(path),set(map(str, learn.dls.vocab))
-    if not path.is_dir(): raise DataError(f'{path}: no such folder')
-    files = sorted(get_files(path, _img_exts))
-    if not files: raise DataError(f'{path}: no images in it')
+    "Load all images of a folder. They have labels if they lie in folders named after the classes"
+    path,vocab = Path(path).expanduser(),set(map(str, learn.dls.vocab))
+    try: files = image_files(path)
+    except ImageError as e: raise DataError(str(e)) from None
     labelled = [f.parent!=path and f.parent.name in vocab for f in files]
     if any(labelled) and not all(labelled):
         raise DataError(f'{files[labelled.index(False)]}: not in a folder named after a class, as other images there are. The classes are {", ".join(sorted(vocab))}')
-    return learn.dls.test_dl(files, with_labels=all(labelled))
+    labelled = all(labelled)
+    if unreadable is not None:
+        bad = dict(unreadable_images(files))
+        if len(bad)==len(files): raise DataError(f'{path}: none of its {len(files):,} images can be read. The first: {bad[0]}')
+        unreadable += bad.values()
+        files = [f for i,f in enumerate(files) if i not in bad]
+    return learn.dls.test_dl(files, with_labels=labelled)
 
 def _loader(learn, dl=None):
     "The images that `dl` means, as a loader: itself, those of a folder, or the validation part"
@@ -133,7 +139,9 @@ def plot_misclassified(
     if not len(df): return fig
     for ax in fig.subplots(rows, 5, squeeze=False).flat: ax.axis('off')
     for ax,o in zip(fig.axes, df[:n].itertuples()):
-        ax.imshow(read_image(o.file))
+        picture = Image.fromarray(read_image(o.file))
+        picture.thumbnail((256,256)) # of photos, the figure keeps no more than it shows
+        ax.imshow(picture)
         ax.set_title(_said(o), fontsize=9, parse_math=False) # a class may have a $ in its name
     return fig
 
@@ -206,11 +214,11 @@ def _overlay(picture, m):
     "A map [H, W] in 0..1 over a grey copy of a picture [H, W, 3]"
     return (.5*(picture@(.299,.587,.114))[...,None] + 127.5*plt.get_cmap('cividis')(m)[...,:3]).round().astype(np.uint8)
 
-def _class_maps(learn, rows, layer=None, method='gradcam'):
+def _class_maps(learn, rows, layer=None, method='gradcam', reshape=None):
     "For each row the picture at the network's size, with the map for the predicted class, and with that for the true one: None where that is the same or unknown"
     if not len(rows): return []
     x = learn.dls.test_dl(list(rows.file), bs=len(rows)).one_batch()[0]
-    with GradCAM(learn.model, layer, method) as cam: maps = {o: cam(x, rows[o].cat.codes.tolist()).cpu().numpy() for o in ('predicted','true') if o in rows}
+    with GradCAM(learn.model, layer, method, reshape=reshape) as cam: maps = {o: cam(x, rows[o].cat.codes.tolist()).cpu().numpy() for o in ('predicted','true') if o in rows}
     pictures = [np.asarray(Image.fromarray(read_image(f)).resize(x.shape[:-3:-1], Image.BILINEAR)) for f in rows.file]
     return [(picture,_overlay(picture, maps['predicted'][i]),_overlay(picture, maps['true'][i]) if getattr(o, 'true', o.predicted)!=o.predicted else None)
             for i,(picture,o) in enumerate(zip(pictures, rows.itertuples()))]
@@ -220,11 +228,12 @@ def plot_maps(
     rows:pd.DataFrame, # Rows of `predictions`, such as `top_losses`
     n:int=10, # Number of images at most
     layer=None, # As for `GradCAM`: None is the last layer that gives a feature map
-    method='gradcam' # As for `GradCAM`
+    method='gradcam', # As for `GradCAM`
+    reshape=None # As for `GradCAM`
 ) -> plt.Figure: # Five images in a row, the maps below each
     "Images with their class activation maps: for the predicted class, and, where that is wrong, for the true one"
     rows = rows[:n]
-    found = _class_maps(learn, rows, layer, method)
+    found = _class_maps(learn, rows, layer, method, reshape)
     if not found: return plt.figure(figsize=(8,.4)).suptitle('no images', fontsize=10).figure
     lines = 2+any(o[2] is not None for o in found)
     blocks = math.ceil(len(found)/5)
@@ -428,7 +437,7 @@ class _Corrupt(Transform):
         store_attr()
         self.start_epoch(0)
 
-    def start_epoch(self, epoch): self.g = torch.Generator().manual_seed(self.seed) # whenever it is gone through
+    def start_epoch(self, epoch, n_images=None): self.g = torch.Generator().manual_seed(self.seed) # whenever it is gone through
     def encodes(self, x:TensorImage): return TensorImage(self.f(x.as_subclass(Tensor), self.severity, self.g).clamp(0,1))
 
 def corrupt_dl(
@@ -539,6 +548,12 @@ def _p(text): return f'<p>{_esc(text)}</p>'
 def _number(v): return '' if pd.isna(v) else f'{v:,}' if isinstance(v, (int,np.integer)) else f'{v:.3f}'
 def _scroll(label, inside): return f'<div class="scroll" tabindex="0" role="group" aria-label="{_esc(label)}">{inside}</div>'
 
+def _thumbnail(file):
+    "Read an image at the size of its picture on the page"
+    im = Image.fromarray(read_image(file))
+    im.thumbnail((160,160))
+    return np.asarray(im)
+
 def _picture(a, alt):
     im = Image.fromarray(a)
     im.thumbnail((160,160))
@@ -563,7 +578,7 @@ def _figures(pictures, rows, width):
 
 def _mistakes_part(df, n):
     wrong,pairs = misclassified(df),most_confused(df)
-    pictures = [[(read_image(o.file), f'{o.true}, taken for {o.predicted}')] for o in wrong[:n].itertuples()]
+    pictures = [[(_thumbnail(o.file), f'{o.true}, taken for {o.predicted}')] for o in wrong[:n].itertuples()]
     yield '<h2>Misclassified images</h2>'
     if not len(wrong): yield _p('No image is misclassified.')
     else: yield _p(f'The surest {len(pictures)} of {len(wrong):,}: true class, predicted class, and the probability of the latter.')+_figures(pictures, wrong[:n], 7)
@@ -618,7 +633,7 @@ def explain_page(
 ) -> Path: # The file
     "Write one HTML file that needs nothing else: numbers, curves, mistakes, class activation maps, calibration, robustness"
     _learner('explain_page', learn)
-    dl,path = _loader(learn, dl),Path(path)
+    dl,path = _loader(learn, dl),Path(path).expanduser()
     df = predictions(learn, dl) if table is None else table
     if list(map(_same, df.file))!=list(map(_same, dl.dataset.items)): raise ValueError('explain_page: the table of predictions is not of the same images as dl')
     labels,numbers = 'true' in df,{'images': len(df), 'classes': len(df.predicted.cat.categories), 'parameters': n_params(learn.model), 'mean confidence': df.p_predicted.mean()}

@@ -31,13 +31,22 @@ class SeededDL(TfmdDL):
     def before_iter(self):
         super().before_iter()
         self.now = self.epoch
+        split_idx = getattr(self.dataset, 'split_idx', None)
         for tfm in [*self.after_item.fs, *self.after_batch.fs]:
-            if hasattr(tfm, 'start_epoch'): tfm.start_epoch(self.now)
+            runs_here = getattr(tfm, 'split_idx', None) in (None,split_idx) # loaders of one `DataLoaders` share transforms
+            if runs_here and hasattr(tfm, 'start_epoch'): tfm.start_epoch(self.now, self.n)
         if self.shuffle: self.epoch += 1
 
-    def shuffle_fn(self, idxs):
+    def order(self) -> Tensor: # int64 [n]
+        "Indices of this process's images, in the order of the epoch"
         g = torch.Generator().manual_seed(derive_seed(self.seed, self.now))
-        return [idxs[i] for i in torch.randperm(len(idxs), generator=g).tolist()]
+        idxs = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
+        if self.world==1: return idxs
+        bs = self.bs*self.world
+        if self.drop_last: idxs = idxs[:len(idxs)//bs*bs]
+        return torch.cat([b[self.rank::self.world] for b in idxs.split(bs)])
+
+    def get_idxs(self): return self.order().tolist() if self.indexed else super().get_idxs()
 
     def share(self,
         rank:int=0, # Number of this process, from 0
@@ -56,12 +65,6 @@ class SeededDL(TfmdDL):
     ) -> int:
         "Images in a batch, of all processes together"
         return min(self.bs*self.world, self.n-i*self.bs*self.world)
-
-    def get_idxs(self):
-        idxs = super().get_idxs()
-        if self.world==1: return idxs
-        whole = chunked(list(idxs), self.bs*self.world, drop_last=self.drop_last)
-        return [i for b in whole for i in b[self.rank::self.world]]
 
     def __len__(self):
         n,bs = self.n,self.bs*self.world
@@ -150,12 +153,20 @@ class ResidentDL(SeededDL):
         if self.x is None or self._on!=self.device:
             self._load()
             self._on = self.device
-        idxs = torch.from_numpy(np.array(list(itertools.islice(self.get_idxs(), self.n)), np.int64))
-        for i in idxs.to(self.x.device).split(self.bs):
-            if self.drop_last and len(i)<self.bs: break
+        own_order = getattr(self.get_idxs, '__func__', None) is SeededDL.get_idxs
+        idxs = self.order() if own_order else torch.tensor(list(self.get_idxs()))
+        if self.drop_last: idxs = idxs[:len(idxs)//self.bs*self.bs]
+        for i in idxs.to(self.x.device).split(self.bs*self._n_at_once()):
             x = TensorImage(self.x[i].permute(0,3,1,2))
-            yield self.after_batch((x,) if self.y is None else (x,TensorCategory(self.y[i])))
+            batches = self.after_batch((x,) if self.y is None else (x,TensorCategory(self.y[i])))
+            yield from zip(*(o.split(self.bs) for o in batches))
         self.after_iter()
+
+    def _n_at_once(self):
+        "Number of batches to transform together: on an accelerator as many as fit into 256 MB, if each image is transformed by itself"
+        by_image = all(isinstance(o, (BatchAugment,IntToFloatTensor,Normalize)) for o in self.after_batch.fs)
+        if self.device.type=='cpu' or not by_image: return 1
+        return max(1, 2**26//(self.bs*self.x[0].numel()))
 
     def new(self, dataset=None, cls=None, **kwargs):
         images = self.images if dataset is None or len(getattr(dataset,'items',[])) else None # an exported learner takes no pixels along
@@ -192,10 +203,10 @@ def image_block(
                      splitter=splitter or GrandparentSplitter('train','test'), item_tfms=item_tfms, batch_tfms=batch_tfms, dl_type=dl_type)
 
 def image_dls(
-    path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`
+    path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`; for a fraction, `<class>/` will do
     policy:Policy|str|None=None, # Augmentation of the train part, or its name in `policies`; None does nothing
-    bs:int=512, # Batch size
-    valid:str|float='test', # 'test': the test folder; or the share of train to hold out, as 0.1
+    bs:int=512, # Batch size. The default becomes the number of training images if that is smaller; other values are refused then
+    valid:str|float='test', # 'test': the folder `test`, or else `valid` or `val`; 'valid' or 'val': this folder; or the fraction of the training set to hold out, such as 0.1
     engine:str='batch', # 'batch': images resident on the device; 'item': albumentations in worker processes
     device=None, # Device of the batches; None is fastai's default
     seed:int|None=None, # Of order, augmentation and held-out part; None draws one from torch's random state
@@ -210,27 +221,31 @@ def image_dls(
         if policy not in policies: raise ValueError(f'policy={policy!r}: expected one of {", ".join(policies)}')
         policy = policies[policy]
     if engine not in ('batch','item'): raise ValueError(f"engine={engine!r}: expected 'batch' or 'item'")
-    if valid!='test' and not (isinstance(valid, float) and 0<valid<1): raise ValueError(f"valid={valid!r}: expected 'test' or a share such as 0.1")
+    from_folder = valid in ('test','valid','val')
+    if not from_folder and not (isinstance(valid, float) and 0<valid<1): raise ValueError(f"valid={valid!r}: expected 'test', 'valid', 'val' or a fraction such as 0.1")
+    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected a whole number, at least 1')
     if num_distrib()>1: # torchrun and accelerate launch say which GPU is whose
         if seed is None: raise ValueError('image_dls: several processes need the same order of images. Give them a seed')
         if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0))%torch.cuda.device_count())
     policy,seed = policy or Policy(),int(torch.randint(2**31, ()) if seed is None else seed)
-    images = find_images(path, test=valid=='test')
+    images = find_images(path, test=valid if valid in ('valid','val') else from_folder)
     decoded,paths,n_test = load_images(images, size, cache),images.paths,len(images.split('test')) # test images come first
-    if valid=='test': splits = list(range(n_test,len(images))),list(range(n_test))
-    else: splits = stratified_split([f.split('/')[1] for f in images.files[n_test:]], valid, seed)
-    if valid!='test': paths = paths[n_test:]
-    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected a whole number, at least 1')
-    if bs>len(splits[0]): raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}. Choose a smaller batch size')
-    mean,std = stats or decoded.stats(np.array(splits[0]) + (0 if valid=='test' else n_test))
+    if from_folder: splits = list(range(n_test,len(images))),list(range(n_test))
+    else:
+        splits = stratified_split(_labels(images.files[n_test:]), valid, seed)
+        paths = paths[n_test:]
+    if bs>len(splits[0]):
+        if bs!=512: raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}. Choose a smaller batch size')
+        bs = len(splits[0]) # of the default
+    mean,std = stats or decoded.stats(np.array(splits[0]) + (0 if from_folder else n_test))
     batch_tfms = [Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)]
     kw = dict(bs=bs, drop_last=drop_last, device=torch.device(device) if device else default_device(), seed=seed)
     if engine=='batch':
         block = image_block(images.classes, paths, lambda o: splits, None, policy.batch_tfms(mean,std,seed)+batch_tfms, ResidentDL)
-        return block.dataloaders(path, path=images.path, images=decoded, **kw)
+        return block.dataloaders(images.path, path=images.path, images=decoded, **kw)
     item_tfms = [_ToSize(decoded.size)] + policy.item_tfms(mean,std,seed)
     block = image_block(images.classes, paths, lambda o: splits, item_tfms, batch_tfms)
-    return block.dataloaders(path, path=images.path, num_workers=num_workers, **kw)
+    return block.dataloaders(images.path, path=images.path, num_workers=num_workers, **kw)
 
 # %% ../nbs/02_loaders.ipynb #7aab7897
 def plot_augmented(

@@ -6,18 +6,47 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/optim.html.md"""
 
 # %% ../nbs/04_optim.ipynb #5e5ffa8c
 from __future__ import annotations
+from functools import lru_cache
 from fastai.vision.all import *
 
 # %% auto #0
-__all__ = ['torch_opt', 'sgd', 'adam', 'cpu_has_bf16', 'orthogonalize', 'Muon', 'muon_groups', 'decay_groups', 'L1Penalty']
+__all__ = ['GroupOptimWrapper', 'torch_opt', 'sgd', 'adam', 'cpu_has_bf16', 'orthogonalize', 'Muon', 'muon_groups',
+           'decay_groups', 'L1Penalty']
+
+# %% ../nbs/04_optim.ipynb #0c116881
+class GroupOptimWrapper(OptimWrapper):
+    "An `OptimWrapper` that multiplies learning rate and weight decay of a parameter group by its `lr_mult` and `wd_mult`, if it has them, at each step"
+    _mults = dict(lr='lr_mult', weight_decay='wd_mult')
+    def step(self, closure=None):
+        "Take a step of the torch optimizer. Between steps, the groups hold the base values that schedules set"
+        groups = self.opt.param_groups
+        base = [{k: g[k] for k in self._mults if k in g} for g in groups]
+        try:
+            for g,values in zip(groups, base): g.update({k: v*g.get(self._mults[k], 1.) for k,v in values.items()})
+            return self.opt.step(closure)
+        finally:
+            for g,values in zip(groups, base): g.update(values)
+
+    @property
+    def group_lrs(self) -> list:
+        "The learning rate at which each group takes its steps"
+        return [g['lr']*g.get('lr_mult', 1.) for g in self.opt.param_groups]
+
+    def freeze_to(self, n:int):
+        "Freeze the groups before `n`, as fastai does. Raise `ValueError` if the groups are not layers, or if there is only one"
+        groups = self.opt.param_groups
+        if n!=0 and (len(groups)==1 or not all(g.get('freezable', True) for g in groups)):
+            kind = 'the optimizer has only one parameter group' if len(groups)==1 else 'the parameter groups of this optimizer are kinds of parameters, not layers'
+            raise ValueError(f'freeze: {kind}; create the learner with a `splitter` that returns a list of parameters for each group of layers')
+        super().freeze_to(n)
 
 # %% ../nbs/04_optim.ipynb #43caed11
 def torch_opt(
     opt:type, # A `torch.optim` class
     **kwargs # Its arguments, but for lr
 ): # For `Learner(opt_func=...)`
-    "A torch optimizer as a fastai `opt_func`. Weight decay is on all parameters alike, norms and biases included, as torch does it"
-    return partial(OptimWrapper, opt=opt, **kwargs)
+    "Return a torch optimizer as a fastai `opt_func`. Weight decay applies to all parameters, norms and biases included, as in torch"
+    return partial(GroupOptimWrapper, opt=opt, **kwargs)
 
 def sgd(
     mom:float=.9, # Momentum
@@ -45,20 +74,27 @@ def adam(
 
 # %% ../nbs/04_optim.ipynb #212ac538
 def cpu_has_bf16() -> bool: # False: bf16 would be emulated, far slower than fp32
-    "Does this CPU multiply bf16 in hardware (AVX512-BF16, AMX, SVE-BF16)?"
+    "Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, SVE-BF16). The environment variable `CIFAR_FASTAI_BF16`, 1 or 0, overrides it"
+    setting = os.environ.get('CIFAR_FASTAI_BF16', '')
+    if setting not in ('','0','1'): raise ValueError(f'CIFAR_FASTAI_BF16={setting}: expected 0 or 1. Set one of them, or unset it to use what the CPU has')
+    if setting: return setting=='1'
     caps = getattr(torch.cpu, 'get_capabilities', dict)()
     return torch.cpu._is_avx512_bf16_supported() or bool(caps.get('sve_bf16', False))
 
 # %% ../nbs/04_optim.ipynb #799a920c
+def _muon_dtype(x):
+    "bf16, or fp32 on a CPU without it"
+    return torch.float32 if x.device.type=='cpu' and not cpu_has_bf16() else torch.bfloat16
+
 def orthogonalize(
     g:Tensor, # Matrices [..., n, m]
-    steps:int=3, # Newton-Schulz steps
-    dtype:torch.dtype|None=None, # What it is computed in; None is bf16, or fp32 on a CPU without it
+    steps:int=3, # Newton-Schulz iterations
+    dtype:torch.dtype|None=None, # Type to compute in; None is bf16, or fp32 on a CPU without it
     eps:float=1e-7 # Added to the norm
-) -> Tensor: # Matrices of the same shape, their singular values between about 0.7 and 1.2
-    "The nearest orthogonal matrices, roughly: `U Vᵀ` of the singular value decomposition, by Newton-Schulz iteration (K. Jordan, Muon, 2024)"
+) -> Tensor: # Matrices of the same shape, with singular values between about 0.7 and 1.2
+    "Approximate the nearest orthogonal matrices, `U Vᵀ` of the SVD, by Newton-Schulz iteration (K. Jordan, Muon, 2024)"
     a,b,c = 3.4445,-4.7750,2.0315
-    x = g.to(dtype or (torch.float32 if g.device.type=='cpu' and not cpu_has_bf16() else torch.bfloat16))
+    x = g.to(dtype or _muon_dtype(g))
     x = x/(x.flatten(-2).norm(dim=-1)[...,None,None]+eps)
     wide = g.shape[-2]<=g.shape[-1]
     if not wide: x = x.mT
@@ -68,46 +104,71 @@ def orthogonalize(
     return (x if wide else x.mT).to(g.dtype)
 
 # %% ../nbs/04_optim.ipynb #927ea835
+def _nesterov(grads, bufs, momentum):
+    "Update the momentum buffers in place and return Nesterov's gradients"
+    torch._foreach_mul_(bufs, momentum)
+    torch._foreach_add_(bufs, grads)
+    return torch._foreach_add(grads, torch._foreach_mul(bufs, momentum))
+
+def _sgd_step(params, grads, bufs, lr, momentum, weight_decay):
+    if weight_decay: grads = torch._foreach_add(grads, params, alpha=weight_decay)
+    steps = torch._foreach_mul(_nesterov(grads, bufs, momentum), -lr)
+    torch._foreach_add_(params, steps)
+
+def _muon_step(params, grads, bufs, lr, momentum, n_iter, renorm, dtype):
+    grads = _nesterov(grads, bufs, momentum)
+    if renorm:
+        for p,norm in zip(params, torch._foreach_norm(params)): p.mul_(len(p)**.5/norm)
+    shapes = {}
+    for p,g in zip(params, grads): shapes.setdefault((len(p),p[0].numel()), []).append((p,g))
+    for pairs in shapes.values(): # one batch of matrices for each shape
+        stacked = torch.stack([g.reshape(len(g),-1) for _,g in pairs])
+        for (p,_),u in zip(pairs, orthogonalize(stacked, n_iter, dtype)): p.sub_(u.view_as(p)*lr)
+
 class Muon(torch.optim.Optimizer):
-    "Orthogonal steps for groups with `muon=True`, SGD with Nesterov momentum for the others"
+    "Muon for groups with `muon=True`, SGD with Nesterov momentum for the others (K. Jordan, 2024)"
     def __init__(self,
-        params, # Parameters or groups of them
-        lr:float=.24, # Learning rate: of a Muon group, the step as a share of the orthogonal matrix
+        params, # Parameters, or parameter groups
+        lr:float=.24, # Learning rate; in a Muon group, the factor on the orthogonal matrix
         momentum:float=.6, # Momentum
         weight_decay:float=0., # Weight decay of the SGD groups, added to the gradient
-        muon:bool=False, # Are the groups that do not say Muon groups?
-        steps:int=3, # Newton-Schulz steps
-        renorm:int=1 # Renormalise banks every so many steps; 0 never
+        muon:bool=False, # Default of groups that do not say whether they are Muon groups
+        steps:int=3, # Newton-Schulz iterations
+        renorm:int=1, # Renormalise filter banks every `renorm` steps; 0 never does
+        compile:bool=False # Run the update through `torch.compile`?
     ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, muon=muon, steps=steps, renorm=renorm, n=0, lr_mult=1.))
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, muon=muon, steps=steps,
+                                      renorm=renorm, compile=compile, n=0, lr_mult=1.))
 
     @torch.no_grad()
     def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            ps = [p for p in group['params'] if p.grad is not None]
-            if not ps: continue
-            gs,mom = [p.grad for p in ps],group['momentum']
-            if group['weight_decay'] and not group['muon']: gs = torch._foreach_add(gs, ps, alpha=group['weight_decay'])
-            for p in ps:
-                if 'momentum_buffer' not in self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
-            bufs = [self.state[p]['momentum_buffer'] for p in ps]
-            torch._foreach_mul_(bufs, mom)
-            torch._foreach_add_(bufs, gs)
-            gs = torch._foreach_add(gs, bufs, alpha=mom) # Nesterov
-            if not group['muon']: torch._foreach_add_(ps, gs, alpha=-group['lr'])
-            else: self._orthogonal_step(ps, gs, group)
-            group['n'] += 1 # steps so far
+        for i,group in enumerate(self.param_groups):
+            params = [p for p in group['params'] if p.grad is not None]
+            if params: self._group_step(i, group, params)
         return loss
 
-    def _orthogonal_step(self, ps, gs, group):
-        shapes = {}
-        for p,g in zip(ps, gs): shapes.setdefault((len(p),p[0].numel()), []).append((p,g))
-        for pairs in shapes.values():
-            o = orthogonalize(torch.stack([g.reshape(len(g),-1) for _,g in pairs]), group['steps'])
-            for (p,_),u in zip(pairs, o):
-                if group['renorm'] and group['n']%group['renorm']==0: p.mul_(len(p)**.5/p.norm())
-                p.add_(u.view_as(p), alpha=-group['lr'])
+    def _group_step(self, i, group, params):
+        for p in params:
+            if 'momentum_buffer' not in self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        bufs = [self.state[p]['momentum_buffer'] for p in params]
+        step,rates = (_muon_step if group['muon'] else _sgd_step),(group['lr'],group['momentum'])
+        if group['compile']: step,rates = _compiled(step),self._on_device(i, params[0].device, *rates)
+        args = (params, [p.grad for p in params], bufs, *rates)
+        if group['muon']: step(*args, group['steps'], bool(group['renorm']) and group['n']%group['renorm']==0, _muon_dtype(params[0]))
+        else: step(*args, group['weight_decay'])
+        group['n'] += 1 # steps so far
+
+    def _on_device(self, i, device, *values):
+        "Hyperparameters as tensors, since a compiled step is specialised to a number"
+        kept = vars(self).setdefault('_hyper_tensors', {})
+        res = kept.setdefault((i,device), [[None,torch.zeros((), device=device)] for _ in values])
+        for pair,v in zip(res, values):
+            if pair[0]!=v: pair[0] = v; pair[1].fill_(v)
+        return [t for _,t in res]
+
+@lru_cache(maxsize=None)
+def _compiled(f): return torch.compile(f, dynamic=False)
 
 # %% ../nbs/04_optim.ipynb #159bdc41
 def muon_groups(
@@ -119,21 +180,22 @@ def muon_groups(
     muon:bool=True, # Orthogonal steps for the filters? False: SGD at `lr`, as for the others
     decay:float=2e-6 # How much of a bias or of a linear layer's weight each step takes off, at the highest rate, for each image of a batch of 2,000
 ) -> list: # Parameter groups of torch for `Muon`: bias of a `whiten` layer, other biases and norms, linear layers, filters
-    "Splitter for `Muon`: filters take orthogonal steps, all else is SGD at rates of its own (K. Jordan, 2024)"
-    named = [(nm,p) for nm,p in model.named_parameters() if p.requires_grad]
+    "Return the four groups, of which some may be empty: filters take orthogonal steps, all else is SGD at its own learning rates (K. Jordan, 2024). They cannot be frozen by `learn.freeze()`"
+    named = [(nm,p) for nm,p in model.named_parameters() if p.requires_grad or nm=='whiten.bias'] # that bias stays in its group when its training ends
     kinds = dict(whiten=[p for nm,p in named if nm=='whiten.bias'], bias=[p for nm,p in named if p.ndim==1 and nm!='whiten.bias'],
                  head=[p for _,p in named if p.ndim in (2,3)], filters=[p for _,p in named if p.ndim>3])
-    def sgd(kind, rate): return dict(params=kinds[kind], lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False)
-    groups = [sgd('whiten',bias_lr), sgd('bias',bias_lr), sgd('head',head_lr), dict(params=kinds['filters'], muon=True, lr_mult=1.) if muon else sgd('filters',lr)]
-    return [g for g in groups if g['params']]
+    def sgd(kind, rate): return dict(params=kinds[kind], lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False, freezable=False)
+    filters = dict(params=kinds['filters'], lr_mult=1., muon=True, freezable=False) if muon else sgd('filters',lr)
+    return [sgd('whiten',bias_lr), sgd('bias',bias_lr), sgd('head',head_lr), filters]
 
 # %% ../nbs/04_optim.ipynb #3516a0d4
 def decay_groups(
     model:nn.Module # Any module
 ) -> list: # Two parameter groups of torch: all that has two dimensions or more, and the rest without weight decay
-    "Splitter for `torch_opt`: no weight decay on norms and biases, the parameters of one dimension (as timm does it). Not to be frozen, and a `wd` given to `fit` goes to both groups"
+    "Return groups for `torch_opt` without weight decay on norms and biases, the parameters of one dimension (as in timm), also if `fit` sets a `wd`. They cannot be frozen by `learn.freeze()`"
     params = [p for p in model.parameters() if p.requires_grad]
-    return [dict(params=[p for p in params if p.ndim>1]), dict(params=[p for p in params if p.ndim<=1], weight_decay=0.)]
+    return [dict(params=[p for p in params if p.ndim>1], wd_mult=1., freezable=False),
+            dict(params=[p for p in params if p.ndim<=1], wd_mult=0., weight_decay=0., freezable=False)]
 
 # %% ../nbs/04_optim.ipynb #6a578910
 class L1Penalty(Callback):
@@ -152,5 +214,6 @@ class L1Penalty(Callback):
         return self.factor*torch.stack([o.sum() if self.form=='sum' else o.mean() for o in absolute]).sum()
 
     def after_loss(self):
-        self.value = self.penalty(self.model)
-        self.learn.loss_grad = self.loss_grad + self.value
+        penalty = self.penalty(self.model)
+        self.learn.loss_grad = self.loss_grad + penalty
+        self.value = penalty.detach() # the graph would keep the learner from being copied

@@ -162,26 +162,58 @@ def _tuned_convolutions():
     finally: torch.backends.cudnn.benchmark = was
 
 # %% ../nbs/06_precision.ipynb #8a6bd3dc
-class Compile(Callback):
-    "Run the model through `torch.compile` during a fit. `seconds` is what the first step took, compilation included"
-    order = SideBySide.order+1
+def _forward_and_loss(model, loss_func, xb, yb):
+    pred = type(model).forward(model, *xb)
+    if loss_func is None or pred.ndim!=2: return pred,None
+    return pred,loss_func(pred.float(), *yb)
+
+def _traceable(loss_func):
+    "The torch loss of a classifier's loss function; None if it is another, which then runs eagerly"
+    if type(loss_func) is CrossEntropyLossFlat: return loss_func.func # fastai's wrapper makes tensors of a subclass
+    return loss_func if isinstance(loss_func, nn.Module) else None
+
+def _plain(b): return tuple(o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in b)
+
+class Compile(FitCallback):
+    "Run forward pass, loss and backward pass of training through `torch.compile`. Validation runs eagerly"
+    order,run_valid,during = SideBySide.order+1,False,('fit','range_test')
     def __init__(self,
         **kwargs # For `torch.compile`: mode, backend, fullgraph, dynamic
     ): self.kwargs,self.seconds = kwargs,None
 
     def before_fit(self):
         import torch._dynamo as dynamo
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64) # the graphs of all networks of a class count together: to train and to judge, of each size, with each part frozen
-        model = get_model(self.learn.model)
-        model.forward = torch.compile(MethodType(type(model).forward, model), **self.kwargs) # `model.compile` leaves an `nn.Sequential` as it is, in torch 2.11
-    def before_batch(self): self._start = time.perf_counter() if self.seconds is None and self.training else None
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64) # all networks share one limit
+        self._compiled = torch.compile(_forward_and_loss, **self.kwargs)
+
+    def before_batch(self):
+        if self.seconds is None: self._start = time.perf_counter()
+        torch.compiler.cudagraph_mark_step_begin()
+        get_model(self.learn.model).forward = self._forward
+
+    def _forward(self, *xb):
+        model,loss_func = get_model(self.learn.model),self.learn.loss_func
+        del model.forward
+        pred,self._loss = self._compiled(model, _traceable(loss_func), _plain(xb), _plain(self.yb))
+        return pred
+
+    def after_pred(self):
+        if self._loss is None: return
+        self._loss_func,self.learn.loss_func = self.learn.loss_func,lambda *args: self._loss
+
+    def after_loss(self):
+        if self._loss is None: return
+        self.learn.loss_func,self._loss = self._loss_func,None
+
     def after_batch(self):
-        if self._start is None: return
+        if self.seconds is not None: return
         if self.loss.is_cuda: torch.cuda.synchronize()
         self.seconds = time.perf_counter()-self._start
 
-    def after_fit(self): get_model(self.learn.model).__dict__.pop('forward', None)
-    abandon = after_fit # an interrupted fit
+    def cleanup(self):
+        get_model(self.learn.model).__dict__.pop('forward', None)
+        if vars(self).get('_loss') is not None: self.after_loss()
+        self._compiled = None
 
 # %% ../nbs/06_precision.ipynb #e3cd41f6
 def _on_cpu(learn): return torch.device(getattr(learn.dls, 'device', None) or 'cpu').type=='cpu'

@@ -19,8 +19,8 @@ from .precision import *
 from .precision import _tuned_convolutions
 
 # %% auto #0
-__all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'QuickLoop', 'Whiten', 'progressive_side',
-           'resize_batch', 'ProgressiveResize', 'Recipe']
+__all__ = ['recipes', 'History', 'plot_history', 'LostTraining', 'StopIfLost', 'QuickLoop', 'FastEvents', 'Whiten',
+           'progressive_side', 'resize_batch', 'ProgressiveResize', 'Recipe']
 
 # %% ../nbs/07_recipe.ipynb #81533adb
 class History(FitCallback):
@@ -184,36 +184,67 @@ class QuickLoop(FitCallback):
         if smooth.count: self.learn.smooth_loss = smooth.value
         self.after_train()
 
+# %% ../nbs/07_recipe.ipynb #d11abbaa
+class FastEvents(FitCallback):
+    "During a fit, call only the callbacks that define an event, in the same order"
+    order,during = -1000,('fit','range_test')
+    def before_fit(self):
+        self._listeners,self._known = {},None
+        self.learn._call_one = self._call
+
+    def _call(self, event_name):
+        known = [*map(id, self.learn.cbs)]
+        if known!=self._known: # a callback was added or removed
+            self._listeners,self._known = {},known
+        if event_name not in self._listeners:
+            cbs = self.learn.cbs.sorted('order')
+            if event_name!='after_fit': cbs = [cb for cb in cbs if hasattr(cb, event_name)] # `after_fit` resets them all
+            self._listeners[event_name] = cbs
+        for cb in self._listeners[event_name]: cb(event_name)
+
+    def cleanup(self): self.learn.__dict__.pop('_call_one', None)
+
 # %% ../nbs/07_recipe.ipynb #6eb6b85f
-class Whiten(Callback):
-    "Set a whitening first layer, `model.whiten`, from training images; train its bias for a while, then freeze it"
-    order,run_valid = ScheduleLR.order+1,False
+class Whiten(FitCallback):
+    "Set a whitening first layer, `model.whiten`, from training images; anneal the steps of its bias to 0, then freeze it"
+    order,run_valid,during = ScheduleLR.order+1,False,('fit','range_test')
     def __init__(self,
-        epochs:float=3., # Epochs until its bias is frozen
-        n:int=5000 # Training images to compute it from
+        epochs:float=3., # Epochs until the bias is frozen
+        n:int=5000 # Number of training images to compute the filters from, drawn at random
     ):
         store_attr()
-        self.done = False
+        self.done = self.frozen = False
+
+    def _sample(self):
+        "Training images without augmentation [n, C, H, W]; the seed of the loader decides which"
+        dl = self.dls.train.new(shuffle=False, drop_last=False)
+        g = torch.Generator().manual_seed(getattr(dl, 'seed', 0))
+        idxs = torch.randperm(dl.n, generator=g)[:self.n].sort().values
+        dl.get_idxs = lambda: idxs.tolist()
+        with self.dls.train_ds.set_split_idx(1): return torch.cat([b[0].as_subclass(Tensor) for b in dl])
 
     def before_train(self):
         if self.done: return
-        self.done = not hasattr(self.learn, 'lr_finder')
-        dl = self.dls.train.new(shuffle=False, drop_last=False)
-        with self.dls.train_ds.set_split_idx(1):
-            batches = itertools.takewhile(lambda o: o[0]*dl.bs<self.n, enumerate(dl))
-            x = torch.cat([b[0].as_subclass(Tensor) for _,b in batches])[:self.n]
+        self.done = not self.in_range_test
         model = get_model(self.learn.model)
-        set_whitening(model, x)
-        if hasattr(self.learn, 'distributed'): torch.distributed.broadcast(model.whiten.weight.data, 0) # the signs of eigenvectors are chance
+        set_whitening(model, self._sample())
+        # each process may find eigenvectors of another sign
+        if hasattr(self.learn, 'distributed'): torch.distributed.broadcast(model.whiten.weight.data, 0)
 
-    def before_batch(self):
-        i,n,bias = self.epoch*self.n_iter+self.iter,self.epochs*self.n_iter,get_model(self.learn.model).whiten.bias
-        several = hasattr(self.learn, 'distributed') # processes, which wait for the gradients of all that is trained
-        if i<n or several: self.opt.set_hypers(lr=[h['lr']*(1-i/n if i<n else 0) if any(p is bias for p in g) else h['lr'] for h,g in zip(self.opt.hypers,self.opt.param_lists)])
-        elif bias.requires_grad: bias.requires_grad_(False); bias.grad = None
+    def before_step(self):
+        bias = get_model(self.learn.model).whiten.bias
+        done = 0. if self.in_range_test else (self.epoch*self.n_iter+self.iter)/(self.epochs*self.n_iter)
+        self.frozen = self.frozen or done>=1
+        self._before = None if self.frozen else (bias, bias.detach().clone(), done)
+        if self.frozen: bias.grad = None # so that no optimizer moves it
 
-    def state_dict(self): return dict(done=self.done)
-    def load_state_dict(self, state): self.done = state['done']
+    def after_step(self):
+        if self._before is None: return
+        bias,before,done = self._before
+        bias.data.lerp_(before, done)
+
+    def state_dict(self): return dict(done=self.done, frozen=self.frozen)
+    def load_state_dict(self, state): self.done,self.frozen = state['done'],state.get('frozen', False)
 
 # %% ../nbs/07_recipe.ipynb #4f91a5bd
 def progressive_side(
@@ -260,6 +291,7 @@ class Recipe:
     policy:Policy=Policy() # Augmentation of the train part
     epochs:int=24 # Number of epochs
     bs:int=512 # Batch size
+    drop_last:bool=False # Drop a last training batch that is not full?
     schedule:Interp|OneCycle|Linear|Step|Plateau=Interp() # Learning-rate curve
     opt:str='sgd' # 'sgd', 'adam' or 'muon'
     mom:float=.9 # Momentum of SGD, first beta of Adam
@@ -275,6 +307,7 @@ class Recipe:
     stats:tuple|None=None # Mean and standard deviation to normalise by; None measures those of the train part
     unsure:float=1. # Test-time augmentation (`MultiCrop`) is for images whose probability at the first look is below; 1 is all
     half:bool|str=True # Mixed precision: True for what pays on the device, fp16 on CUDA and bf16 on a CPU that has it; or 'fp16', 'bf16' (on a CPU without it, fp32); False for fp32
+    compile:bool=False # Run training steps through `torch.compile`, see `Compile`?
     valid:str|float='test' # What the epochs are judged by: the test folder as published, or a share of train held out
     seed:int=0 # Of weights, order and augmentation
     published:float|None=None # Final test accuracy that its source reports
@@ -331,7 +364,12 @@ class Recipe:
 
     def opt_func(self):
         "The optimizer, for `Learner`"
-        return dict(sgd=partial(sgd, self.mom, self.wd, self.nesterov), adam=partial(adam, self.mom, wd=self.wd), muon=partial(torch_opt, Muon, momentum=self.mom))[self.opt]()
+        return dict(sgd=partial(sgd, self.mom, self.wd, self.nesterov), adam=partial(adam, self.mom, wd=self.wd), muon=partial(torch_opt, Muon, momentum=self.mom, compile=self.compile))[self.opt]()
+
+    def _compile_cbs(self, dls):
+        if not self.compile: return []
+        on_cuda = torch.device(dls.device).type=='cuda'
+        return [Compile(mode='reduce-overhead' if on_cuda else 'default', dynamic=False)]
 
     def splitter(self):
         "The parameter groups, for `Learner`"
@@ -395,19 +433,23 @@ def dls(self:Recipe,
     **kwargs # Further arguments of `image_dls`: device, engine, size, ...
 ) -> DataLoaders:
     "The images of a folder with this recipe's augmentation, batch size, validation part and seed"
-    return image_dls(path, **{**dict(policy=self.policy, bs=self.bs, valid=self.valid, seed=self.seed, stats=self.stats), **kwargs})
+    return image_dls(path, **{**dict(policy=self.policy, bs=self.bs, drop_last=self.drop_last, valid=self.valid, seed=self.seed, stats=self.stats), **kwargs})
 
 @patch
 def learner(self:Recipe,
     dls:DataLoaders, # Images; `Recipe.dls` gives those that the recipe means, any others will do
-    **kwargs # Further arguments of `Learner`: cbs, path, ...
+    **kwargs # Arguments of `Learner`: cbs, path, ...; model, loss_func, opt_func, splitter and metrics take the place of the recipe's
 ) -> Learner: # With a `History` at `learn.history`, the recipe at `learn.recipe`
-    "A fastai `Learner` by this recipe. Sets the random seeds, so that the same seed gives the same weights"
+    "Return a fastai `Learner` by this recipe. Set the random seeds, so that the same seed gives the same weights. An `opt_func` comes with fastai's default splitter unless `splitter` is given"
     set_seed(self.seed)
-    model = create_model(self.model, dls.c, **self.model_args)
-    learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=self.label_smoothing), metrics=kwargs.pop('metrics', accuracy),
-                    opt_func=self.opt_func(), splitter=self.splitter(),
-                    cbs=[History(),StopIfLost(),QuickLoop(),KeepMemory()]+[Whiten(self.whiten)]*(self.whiten is not None)+([ProgressiveResize(*self.small)] if self.small else [])+[L1Penalty(self.l1, self.l1_form)]*(self.l1>0)+L(kwargs.pop('cbs', None)), **kwargs)
+    if 'model' not in kwargs: kwargs['model'] = create_model(self.model, dls.c, **self.model_args)
+    if 'opt_func' not in kwargs: kwargs = dict(opt_func=self.opt_func(), splitter=self.splitter()) | kwargs
+    cbs = [FastEvents(),History(),StopIfLost(),QuickLoop(),KeepMemory(),*self._compile_cbs(dls)]
+    if self.whiten is not None and hasattr(kwargs['model'], 'whiten'): cbs.append(Whiten(self.whiten))
+    if self.small: cbs.append(ProgressiveResize(*self.small))
+    if self.l1: cbs.append(L1Penalty(self.l1, self.l1_form))
+    defaults = dict(loss_func=CrossEntropyLossFlat(label_smoothing=self.label_smoothing), metrics=accuracy)
+    learn = Learner(dls, cbs=cbs+L(kwargs.pop('cbs', None)), **(defaults | kwargs))
     learn.recipe,half = self,self.precision(dls.device)
     return learn.to_fp16() if half=='fp16' else learn.to_bf16() if half=='bf16' else learn
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack,contextmanager,nullcontext
 from dataclasses import dataclass
 from fastai.vision.all import *
 from fastai.callback.schedule import combined_cos,LRFinder,ParamScheduler,SuggestionMethod
-import tempfile
+import sys,tempfile
 from .loaders import random_state,set_random_state
 
 # %% auto #0
@@ -19,9 +19,14 @@ __all__ = ['schedules', 'Schedule', 'Interp', 'OneCycle', 'Linear', 'Step', 'Pla
 
 # %% ../nbs/05_schedule.ipynb #74b00d75
 class Schedule:
-    "What a learning-rate curve is: `lrs(epochs, steps)` gives the rate of each step, and `moms` the momentum, or None if that stays"
+    "A learning-rate curve: `lrs(epochs, steps)` returns the rate of each step, and `moms` the momentum, or None if that stays"
     def lrs(self, epochs, steps): raise NotImplementedError
     def moms(self, epochs, steps): return None
+    def _check(self, ok, field, expected):
+        if not ok: raise ValueError(f'{type(self).__name__}: {field}={getattr(self,field)!r}, expected {expected}')
+
+def _within(value, low, high): return isinstance(value, Number) and low<=value<=high # NaN is not
+def _shares(values): return isinstance(values, (tuple,list)) and all(_within(o,0,1) for o in values)
 
 @dataclass(frozen=True)
 class Interp(Schedule):
@@ -30,7 +35,8 @@ class Interp(Schedule):
     lr:tuple=(.045,.45,.001125) # Learning rate at each knot
 
     def __post_init__(self):
-        if len(self.at)!=len(self.lr): raise ValueError(f'Interp: {len(self.at)} knots at={self.at} and {len(self.lr)} rates lr={self.lr}, expected as many')
+        if len(self.at)!=len(self.lr): raise ValueError(f'Interp: {len(self.at)} knots at={self.at} and {len(self.lr)} rates lr={self.lr}, expected the same number')
+        self._check(len(self.at) and _shares(self.at) and list(self.at)==sorted(self.at), 'at', 'shares from 0 to 1 in increasing order')
 
     def lrs(self,
         epochs:int, # Number of epochs
@@ -47,6 +53,12 @@ class OneCycle(Schedule):
     div_final:float=1e5 # and ends at `lr_max/div_final`
     pct_start:float=.25 # Share of the training on the way up
     mom:tuple|None=(.95,.85,.95) # Momentum at the start, the top and the end; None leaves it alone
+
+    def __post_init__(self):
+        self._check(_within(self.pct_start,0,1), 'pct_start', 'a share from 0 to 1')
+        for field in ('div','div_final'): self._check(_within(getattr(self,field),1,math.inf), field, 'a number of at least 1')
+        moms = (0.,)*3 if self.mom is None else self.mom
+        self._check(_shares(moms) and len(moms)==3 and max(moms)<1, 'mom', 'three values from 0 to below 1, or None')
 
     def _at(self, epochs, steps, *values):
         f = combined_cos(self.pct_start, *values)
@@ -71,6 +83,9 @@ class Linear(Schedule):
     start:float=.2 # It starts at this share of the highest, if there is a way up
     end:float=0. # and ends at this share
 
+    def __post_init__(self):
+        for field in ('pct_start','start','end'): self._check(_within(getattr(self,field),0,1), field, 'a share from 0 to 1')
+
     def lrs(self,
         epochs:int, # Number of epochs
         steps:int # Steps in an epoch
@@ -85,6 +100,10 @@ class Step(Schedule):
     lr:float=.1 # First learning rate
     at:tuple=(.5,.75) # Where it drops, as shares of the training
     factor:float=.1 # What each drop multiplies it by
+
+    def __post_init__(self):
+        self._check(_shares(self.at), 'at', 'shares from 0 to 1')
+        self._check(_within(self.factor,0,1) and self.factor>0, 'factor', 'a factor above 0, at most 1')
 
     def lrs(self,
         epochs:int, # Number of epochs
@@ -105,6 +124,12 @@ class Plateau(Schedule):
     threshold:float=1e-3 # Share of the best by which a metric must be better to count
     lr_min:float=1e-4 # It never drops below
     monitor:str='valid_loss' # Metric of fastai's recorder that decides: less is better for a loss or an error, more for any other
+
+    def __post_init__(self):
+        self._check(_within(self.factor,0,1) and 0<self.factor<1, 'factor', 'a factor above 0 and below 1')
+        self._check(isinstance(self.patience, int) and self.patience>=0, 'patience', 'a whole number of epochs, 0 or more')
+        for field in ('threshold','lr_min'): self._check(_within(getattr(self,field),0,sys.float_info.max), field, 'a number of 0 or more')
+        self._check(isinstance(self.monitor, str) and self.monitor, 'monitor', 'the name of a metric')
 
     def lrs(self,
         epochs:int, # Number of epochs
@@ -266,12 +291,17 @@ class FitCallback(Callback):
 
 # %% ../nbs/05_schedule.ipynb #864ee4e5
 class ScheduleLR(Callback):
-    "Set the learning rate, and momentum, of every step from arrays. Raises `ValueError` if they are not as long as the fit"
+    "Set the learning rate, and momentum, of every step from arrays. Raise `ValueError` if they are not as long as the fit, or for values out of range"
     order,run_valid = 60,False # as fastai's `ParamScheduler`
     def __init__(self,
         lrs, # Learning rate of each step
         moms=None # Momentum of each step; None leaves it alone
-    ): store_attr()
+    ):
+        store_attr()
+        if not all(0<=o<math.inf for o in lrs): raise ValueError('ScheduleLR: lrs has a learning rate that is negative or not finite')
+        if moms is None: return
+        if len(moms)!=len(lrs): raise ValueError(f'ScheduleLR: {len(moms)} moms for {len(lrs)} lrs, expected the same number')
+        if not all(0<=o<1 for o in moms): raise ValueError('ScheduleLR: moms has a momentum out of range, expected values from 0 to below 1')
 
     def before_fit(self):
         n = self.n_epoch*len(self.dls.train)
@@ -279,7 +309,7 @@ class ScheduleLR(Callback):
 
     def before_batch(self):
         i = self.epoch*len(self.dls.train) + self.iter
-        self.opt.set_hypers(lr=[float(self.lrs[i])*h.get('lr_mult', 1.) for h in self.opt.hypers])
+        self.opt.set_hypers(lr=float(self.lrs[i]))
         if self.moms is not None: self.opt.set_hypers(mom=float(self.moms[i]))
 
 # %% ../nbs/05_schedule.ipynb #fd8dee0b
@@ -415,10 +445,12 @@ def range_test(self:Learner,
     smooth:float=.9, # Weight of the past in the smoothed loss, bias-corrected
     stop:float=4. # Stop when the smoothed loss is this many times its best
 ) -> RangeTest: # Prints its suggestions; `.plot()` draws it
-    "A learning-rate range test that leaves weights, optimizer, random state, data order, recorder and files as they were. Raises `ValueError` for rates or numbers that make no sense"
-    if not 0<start<end: raise ValueError(f'range_test: start={start!r}, end={end!r}: expected 0 < start < end')
+    "A learning-rate range test that leaves weights, optimizer, RNG state, data order, recorder and files as they were. Raise `ValueError` for arguments out of range"
+    if not 0<start<end<math.inf: raise ValueError(f'range_test: start={start!r}, end={end!r}: expected 0 < start < end')
     if not 0<=smooth<1: raise ValueError(f'range_test: smooth={smooth!r}: expected 0 or more, below 1')
-    if not len(self.dls.train): raise ValueError('range_test: the training part has no batch. Choose a smaller batch size')
+    if not num_it>=1: raise ValueError(f'range_test: num_it={num_it!r}: expected at least 1')
+    if not stop>1: raise ValueError(f'range_test: stop={stop!r}: expected above 1')
+    if not len(self.dls.train): raise ValueError('range_test: the training set has no batch; choose a smaller batch size')
     ramp = _Ramp(start, end, num_it, smooth, stop)
     with _Untouched(self),self.no_logging(): self.fit(num_it//len(self.dls.train)+1, cbs=ramp)
     return RangeTest(ramp.rates, ramp.raw, ramp.average)

@@ -19,6 +19,7 @@ def complaints(fn):
     if any(o.get('output_type')=='error' for c in nb['cells'] for o in c.get('outputs', [])): yield 'a cell holds an error as its output'
     if any(c['cell_type']=='markdown' and '{{' in source(c) for c in nb['cells']): yield 'a placeholder {{...}} was left in the text'
     if any(p in json.dumps(c.get('outputs', [])) for c in nb['cells'] for p in (str(Path.home())+'/','/root/','/home/')): yield 'an output shows a path of the machine that it ran on'
+    if any(re.search(r'pip install [^\n]*(?<!/)\bcifar_fastai\b', source(c)) for c in nb['cells']): yield 'pip install cifar_fastai: the package is on no registry'
     for c in nb['cells'] if re.match(r'\d\d_', fn.name) else []:
         for mod in re.findall(r'^\s*(?:from|import) cifar_fastai\.(\w+)', source(c), re.M) if exported(c) else []: # those inside functions too
             other = next(fn.parent.glob(f'[0-9][0-9]_{mod}.ipynb'), None)

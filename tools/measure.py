@@ -1,0 +1,314 @@
+"""Measure everything on a GPU that is rented by the minute.
+
+    python tools/measure.py --minutes 9 --out DIR                          # the whole table, in its order
+    python tools/measure.py --minutes 9 --out DIR --only resnet18:0,1 davidnet:0 speedrun
+    python tools/measure.py --quick --minutes 3 --out DIR                  # a rehearsal: tiny networks, digits
+
+Each training is a process of its own; several share the device. What is done is written out at once, and it stops in
+time. Started again with the same DIR, it does what is missing. DIR/pack is what to bring home: results.tar.gz (tables,
+summary, logs) and the weights of the lowest finished seed of each name, for `load_model`: `cat weights-*.tar | tar x`.
+"""
+import time
+started = time.monotonic()
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent)) # the library of this tree
+from cifar_fastai.all import *
+from cifar_fastai.bench import *
+import argparse, contextlib, gzip, io, json, os, re, shutil, signal, statistics, subprocess, tarfile, threading
+import fastai, cifar_fastai
+from dataclasses import dataclass, field, replace
+
+part_bytes = 15_000_000 # of an archive of weights
+
+@dataclass
+class Row:
+    name: str # Of the row in the results
+    recipe: str # Name in `recipes`
+    changes: dict = field(default_factory=dict) # For `Recipe.but`
+    seeds: tuple = (0,)
+    compiled: bool = False # By `Compile(mode='reduce-overhead')`, on CUDA
+    weight: float = 1. # Share of one of the --jobs places
+    kind: str = 'training' # 'repeats' and 'speed' are timed: nothing else runs on the device
+    process: subprocess.Popen = None # That measures it
+    sharing: int = 1 # The most trainings that ran at a time while this one did
+    @property
+    def key(self): return f'{self.name}-s{self.seeds[0]}'
+    @property
+    def alone(self): return self.kind!='training'
+    def recipe_of(self, seed): return recipes[self.recipe].but(seed=seed, **self.changes)
+
+def table(quick):
+    "What there is to measure, in the order in which it is started"
+    fill, bf16 = recipes['davidnet'].policy.but(published_fill=True), dict(half='bf16')
+    if quick:
+        tiny = dict(epochs=2, bs=250, model_args=dict(widths=[8,16,16], depth=1))
+        return [
+            Row('tiny', 'speedrun', dict(tiny, half='bf16'), (0,1), compiled=True),
+            Row('diverges', 'speedrun', dict(tiny, opt='sgd', opt_args={}, schedule=Linear(1e30))),
+            Row('tiny_held_out', 'speedrun', dict(tiny, policy=fill, valid=.1), weight=.5),
+            Row('tiny_repeats', 'speedrun', tiny, (0,1), kind='repeats'),
+            Row('speed_tiny', 'speedrun', tiny, kind='speed'),
+        ]
+    return [
+        Row('resnet18', 'resnet18', bf16, (0,1,2), compiled=True),
+        Row('layernorm_resnet18', 'layernorm_resnet18', bf16, (0,1), compiled=True),
+        Row('davidnet', 'davidnet', seeds=(0,1,2)),
+        Row('davidnet_published_fill', 'davidnet', dict(policy=fill), (0,1,2)),
+        *[Row(o, o, seeds=(0,1,2)) for o in ('resnet18_modern','layernorm_resnet18_modern')],
+        *[Row(o, o, seeds=(0,1,2,3,4), weight=.5) for o in ('attention_modern','attention')],
+        Row('davidnet_held_out', 'davidnet', dict(valid=.1), (0,1)),
+        Row('speedrun', 'speedrun', seeds=tuple(range(25)), kind='repeats'), # airbench beside it
+        Row('speedrun96', 'speedrun96', seeds=(0,1,2), kind='repeats'),
+        *[Row(f'speed_{o}', o, kind='speed') for o in ('resnet18','layernorm_resnet18','davidnet','attention')],
+    ]
+
+def write(file, data):
+    "Write a file that is either whole or not there"
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    side = file.with_name(f'.{file.name}.{os.getpid()}')
+    side.write_bytes(data if isinstance(data, bytes) else data.encode())
+    os.replace(side, file)
+
+def done_file(out, name, seed, suffix='.json'): return out/'done'/f'{name}-s{seed}{suffix}'
+
+def on_signals(handler):
+    for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, handler)
+
+def child(a):
+    "Measure one row of the table, for some of its seeds"
+    on_signals(signal.default_int_handler) # a shell may have them ignored
+    threading.Thread(target=end_with, args=(int(a.one[2]),), daemon=True).start()
+    row = next(o for o in table(a.quick) if o.name==a.one[0])
+    dict(training=train, repeats=repeat, speed=speed)[row.kind](replace(row, seeds=parse_seeds(a.one[1])), a)
+
+def end_with(parent):
+    "Interrupt this process when the one that started it is gone"
+    while os.getppid()==parent: time.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def save_line(a, row, recipe, name, seed, **line):
+    "Write what was measured, with what it depends on: the last file of each measurement"
+    device = default_device()
+    versions = {o.__name__: o.__version__ for o in (torch, fastai, cifar_fastai)}
+    about = dict(data=a.data, device=device_name(device), precision=recipe.precision(device), versions=versions,
+                 commit=a.commit or git_commit(), date=time.strftime('%Y-%m-%d'), recipe=recipe.to_dict())
+    line = {k: v.item() if hasattr(v, 'item') else v for k,v in line.items()} # numpy's numbers
+    write(done_file(a.out, name, seed), json.dumps(dict(name=name, seed=seed, kind=row.kind, **line, **about)))
+
+def train(row, a):
+    "Train one seed into a run folder"
+    seed, kept = row.seeds[0], {}
+    compiled = row.compiled and torch.cuda.is_available()
+    def callbacks(): return [Compile(mode='reduce-overhead', dynamic=False)] if compiled else []
+    def before(recipe, learn, run):
+        learn.remove_cb(ProgressCallback) # a line for each epoch in the log
+        kept['learn'] = learn
+
+    earlier = [o for o in find_runs(a.out/'runs') if re.fullmatch(re.escape(row.key)+r'(-\d+)?', o.path.name)]
+    stopped = [o for o in earlier if o.checkpoints() and o.state in ('interrupted','killed')]
+    if stopped and a.checkpoints:
+        run = stopped[-1]
+        resume(run, cbs=callbacks(), before=before)
+    else:
+        for o in earlier: shutil.rmtree(o.path)
+        run, = train_runs(row.recipe_of(seed), a.path, root=a.out/'runs', name=row.key, cbs=callbacks,
+                          checkpoints=a.checkpoints, before=before)
+    if run.state!='done': sys.exit(run.info['reason'])
+    on_signals(signal.SIG_IGN) # what is left takes seconds
+    save_training(row, a, run, kept['learn'], compiled)
+
+def save_training(row, a, run, learn, compiled):
+    "Write the weights, the epochs and the line of a training"
+    seed, history, recipe = row.seeds[0], run.history(), learn.recipe
+    last, best = history.iloc[-1], history.loc[history.valid_accuracy.idxmax()]
+    accuracies = dict(final_accuracy=float(last.valid_accuracy), best_accuracy=float(best.valid_accuracy))
+    accuracies['tta_accuracy'] = accuracy_of(learn, tta=True)
+    if recipe.valid!='test':
+        norm = model_input(learn.dls)
+        test = recipe.but(valid='test').dls(a.path, stats=(tuple(norm['mean']), tuple(norm['std']))).valid
+        accuracies.update(test_accuracy=accuracy_of(learn, test), test_tta_accuracy=accuracy_of(learn, test, tta=True))
+    save_model(learn, a.out/'weights'/row.name/f's{seed}', name=row.name, half=True, results=accuracies)
+    write(done_file(a.out, row.name, seed, '.csv'), history.assign(name=row.name, seed=seed).to_csv(index=False))
+    losses = {k: last[k] for k in ('train_accuracy','train_loss','valid_loss')}
+    save_line(a, row, recipe, row.name, seed, **accuracies, **losses, best_epoch=int(best.epoch), epochs=len(history),
+              seconds=history.seconds.sum(), first_epoch_seconds=history.seconds[0], compiled=compiled)
+
+def repeat(row, a):
+    "Train seeds against the clock; the speed run beside airbench, if that is there"
+    recipe, others = row.recipe_of(row.seeds[0]), {}
+    if row.name=='speedrun':
+        try: others['airbench'] = airbench_training(a.path)
+        except ValueError as e: print(e)
+    def report(result):
+        print(result, flush=True)
+        name = row.name if result['learner']=='cifar_fastai' else f"{row.name}_{result['learner']}"
+        save_line(a, row, recipe, name, **result)
+    curves = repeats(recipe, a.path, n=len(row.seeds), others=others, report=report)[1]
+    write(done_file(a.out, row.name, row.seeds[0], '-curves.csv'), curves.to_csv(index=False))
+
+def speed(row, a):
+    "Images per second and seconds per epoch of a recipe's learner and of its bare loop"
+    recipe = row.recipe_of(row.seeds[0])
+    n = len(recipe.dls(a.path).train_ds)
+    turns = dict(rounds=5, steps=60, warmup=15) if torch.cuda.is_available() else dict(rounds=2, steps=4, warmup=2)
+    o = learner_overhead(recipe, a.path, **turns).iloc[0]
+    rates = dict(learner_images_per_second=o.cifar_fastai, learner_seconds_per_epoch=n/o.cifar_fastai,
+                 bare_loop_images_per_second=o.bare_pytorch, bare_loop_seconds_per_epoch=n/o.bare_pytorch)
+    save_line(a, row, recipe, row.name, row.seeds[0], **rates, ratio=o.ratio, spread=o.spread)
+
+def parse_seeds(text): return tuple(map(int, text.split(',')))
+
+def plan(a, rows):
+    "All rows of the table, or those of --only with their seeds"
+    by_name = {o.name: o for o in rows}
+    chosen = [o.partition(':') for o in a.only or by_name]
+    picked = [(look_up('name of --only', name, by_name), seeds) for name,_,seeds in chosen]
+    return [replace(row, seeds=parse_seeds(seeds)) if seeds else row for row,seeds in picked]
+
+def missing_jobs(planned, out):
+    "A row for each training that is missing; the seeds of a row that is timed are one job"
+    res = []
+    for row in planned:
+        missing = tuple(s for s in row.seeds if not done_file(out, row.name, s).exists())
+        if not row.alone: res += [replace(row, seeds=(s,)) for s in missing]
+        elif missing: res.append(replace(row, seeds=missing)) # `repeats` takes consecutive seeds
+    return res
+
+def start(job, a):
+    seeds = ','.join(map(str, job.seeds))
+    args = [sys.executable, __file__, *sys.argv[1:], '--one', job.name, seeds, str(os.getpid())]
+    env = dict(os.environ, PYTHONUNBUFFERED='1', MPLBACKEND='agg', NO_ALBUMENTATIONS_UPDATE='1')
+    threads = str(max(1, min(2, os.cpu_count()//a.jobs)))
+    if not job.alone: env.update(OMP_NUM_THREADS=threads, TORCHINDUCTOR_COMPILE_THREADS=threads)
+    with open(a.out/'logs'/f'{job.key}.log', 'ab') as log:
+        job.process = subprocess.Popen(args, env=env, start_new_session=True, stdout=log, stderr=log)
+    print(f'{time.monotonic()-started:6.1f} s  started {job.key}', flush=True)
+
+def fits(job, running, n_jobs):
+    "Is there room for it beside what runs?"
+    if job.alone or any(o.alone for o in running): return not running
+    return not running or sum(o.weight for o in [job, *running])<=n_jobs
+
+def ended(job, a):
+    "Note how a job ended"
+    done, error = done_file(a.out, job.name, job.seeds[-1]), a.out/'errors'/f'{job.key}.txt'
+    print(f'{time.monotonic()-started:6.1f} s  {"done" if done.exists() else "FAILED"} {job.key}', flush=True)
+    if done.exists():
+        error.unlink(missing_ok=True)
+        write(done, json.dumps(dict(json.loads(done.read_text()), sharing=job.sharing)))
+    else:
+        log = (a.out/'logs'/f'{job.key}.log').read_text(errors='replace').split()
+        write(error, f'exit code {job.process.returncode}: ... {" ".join(log[-60:])}')
+
+def stop(running):
+    "Interrupt what runs, give it eight seconds, then end it and what it has started"
+    for o in running: o.process.send_signal(signal.SIGINT)
+    until = time.monotonic()+8
+    while any(o.process.poll() is None for o in running) and time.monotonic()<until: time.sleep(.1)
+    for o in running:
+        with contextlib.suppress(ProcessLookupError): os.killpg(o.process.pid, signal.SIGKILL)
+        o.process.wait()
+
+def measure(a):
+    "Run what is missing until the time is up; the number of measurements that are still missing"
+    told, running, n_done, end = [], [], -1, started+60*a.minutes-20
+    on_signals(lambda number, frame: told.append(number))
+    for o in ('logs','results','done','errors','runs'): (a.out/o).mkdir(parents=True, exist_ok=True)
+    rows = table(a.quick)
+    planned = plan(a, rows)
+    queue = missing_jobs(planned, a.out)
+    load_images(find_images(a.path)) # makes the pixel cache, once
+    while (queue or running) and not told and time.monotonic()<end:
+        while queue and fits(queue[0], running, a.jobs):
+            start(queue[0], a)
+            running.append(queue.pop(0))
+        for o in running: o.sharing = max(o.sharing, len(running))
+        time.sleep(.2)
+        now = [o for o in running if o.process.poll() is not None]
+        for o in now: ended(o, a)
+        running = [o for o in running if o not in now]
+        n = len(list((a.out/'done').glob('*.json')))
+        if now or n!=n_done: collect(a, rows, planned)
+        n_done = n
+    stop(running)
+    for o in running:
+        if done_file(a.out, o.name, o.seeds[-1]).exists(): ended(o, a) # in the last seconds
+    missing = collect(a, rows, planned)
+    pack_weights(a, rows)
+    print((a.out/'results/summary.md').read_text(), flush=True)
+    return missing
+
+def collect(a, rows, planned):
+    "Write all results; the number of those that are missing"
+    order = {o.name: i for i,o in enumerate(rows)}
+    lines = [json.loads(o.read_text()) for o in (a.out/'done').glob('*.json')]
+    lines.sort(key=lambda o: (order.get(o['name'].replace('_airbench', ''), len(order)), o['name'], o['seed']))
+    trainings = [o for o in lines if o['kind']=='training']
+    for file, part in dict(trainings=trainings, timed=[o for o in lines if o not in trainings]).items():
+        write(a.out/'results'/f'{file}.jsonl', ''.join(json.dumps(o)+'\n' for o in part))
+    if trainings:
+        epochs = pd.concat([pd.read_csv(done_file(a.out, o['name'], o['seed'], '.csv')) for o in trainings])
+        write(a.out/'results/history.csv.gz', gzip.compress(epochs.set_index(['name','seed']).to_csv().encode()))
+    for o in (a.out/'done').glob('*-curves.csv'): write(a.out/'results'/o.name, o.read_bytes())
+    lowest = {o['name']: o['seed'] for o in reversed(trainings)}
+    for o in trainings:
+        if o['seed']!=lowest[o['name']]: shutil.rmtree(a.out/'weights'/o['name']/f"s{o['seed']}", ignore_errors=True)
+    text, missing = summary(a.out, lines, planned)
+    write(a.out/'results/summary.md', text)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w:gz') as tar:
+        for o in ('results','logs','errors'): tar.add(a.out/o, o)
+    write(a.pack/'results.tar.gz', buffer.getvalue())
+    return missing
+
+def summary(out, lines, planned):
+    "The results as Markdown, and the number of those that are missing"
+    text = ['| name | quantity | n | mean | sd | lowest | highest |', '|---|---|---|---|---|---|---|']
+    for name in dict.fromkeys(o['name'] for o in lines):
+        found = pd.DataFrame([o for o in lines if o['name']==name]).filter(regex='accuracy|second|ratio')
+        for k, (n, *values) in found.agg(['count','mean','std','min','max']).items():
+            form = '.2%' if 'accuracy' in k else ',.4f'
+            cells = ['' if pd.isna(o) else format(o, form) for o in values]
+            text.append(f'| {name} | {k} | {n:.0f} | {" | ".join(cells)} |')
+    missing = [f'{row.name}-s{s}' for row in planned for s in row.seeds if not done_file(out, row.name, s).exists()]
+    errors = [f'{o.stem}: {o.read_text()}' for o in sorted((out/'errors').glob('*.txt'))]
+    for heading, items in dict(Missing=missing, Errors=errors).items():
+        text += ['', f'## {heading}', '', *[f'- {o}' for o in items or ['none']]]
+    return '\n'.join(text)+'\n', len(missing)
+
+def pack_weights(a, rows):
+    "Cut an archive of the weights into parts; models that would take it over --pack-mb are left out"
+    for o in a.pack.glob('weights-*.tar'): o.unlink()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w') as tar:
+        for folder in [o for row in rows for o in sorted((a.out/'weights'/row.name).glob('s*'))]:
+            size = sum(o.stat().st_size for o in folder.iterdir())
+            if buffer.tell()+size<=1e6*a.pack_mb: tar.add(folder, folder.relative_to(a.out))
+            else: print(f'not packed, over --pack-mb: {folder}')
+    data = buffer.getvalue()
+    for i in range(0, len(data), part_bytes): write(a.pack/f'weights-{i//part_bytes+1:02}.tar', data[i:i+part_bytes])
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--minutes', type=float, default=9., help='until all is written and packed (default 9)')
+    p.add_argument('--out', type=Path, required=True, help='folder of all that is measured')
+    p.add_argument('--data', choices=['cifar10','digits'], help='default cifar10; digits with --quick')
+    p.add_argument('--jobs', type=int, help='trainings at a time; default 6 on CUDA, else 1')
+    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='in this order: resnet18:0 davidnet:0,1 speedrun')
+    p.add_argument('--checkpoints', action='store_true', help='write checkpoints, and go on from them')
+    p.add_argument('--commit', default='', help='of the library, where git does not know')
+    p.add_argument('--pack', type=Path, help='folder of what to bring home; default DIR/pack')
+    p.add_argument('--pack-mb', type=float, default=45., help='the most megabytes of weights to pack (default 45)')
+    p.add_argument('--quick', action='store_true', help='rehearse: tiny networks on digits')
+    p.add_argument('--one', nargs=3, help=argparse.SUPPRESS) # name, seeds and the process that starts it
+    a = p.parse_args()
+    a.out, a.data = a.out.resolve(), a.data or ('digits' if a.quick else 'cifar10')
+    a.pack = (a.pack or a.out/'pack').resolve()
+    a.path = get_cifar10() if a.data=='cifar10' else get_digits()
+    a.jobs = a.jobs or (6 if torch.cuda.is_available() else 1)
+    if a.one: child(a)
+    else: sys.exit(measure(a)>0)
+
+if __name__=='__main__': main()
