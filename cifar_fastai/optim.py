@@ -56,6 +56,12 @@ def sgd(
     "torch's SGD as a fastai `opt_func`"
     return torch_opt(torch.optim.SGD, momentum=mom, weight_decay=wd, nesterov=nesterov)
 
+# %% ../nbs/04_optim.ipynb #a5c1697e
+@patch(as_prop=True)
+def hypers(self:OptimWrapper) -> list: # A dict for each parameter group
+    "Return the hyperparameters that have a value: torch has groups with `foreach=None`, which `TensorBoardCallback` cannot write"
+    return [{self.fwd_map.get(k, k): v for k,v in detuplify_pg(pg).items() if k!='params' and v is not None} for pg in self.opt.param_groups]
+
 # %% ../nbs/04_optim.ipynb #f23de16c
 def adam(
     mom:float=.9, # First beta: of the average of gradients
