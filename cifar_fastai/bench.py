@@ -146,12 +146,20 @@ class BareLoop:
         self.penalty = L1Penalty(recipe.l1, recipe.l1_form).penalty if recipe.l1 else noop
 
     def _set_hypers(self, i, lrs, moms):
-        lr,bias,mom = float(lrs[min(i,len(lrs)-1)]),self.model.whiten.bias if self.n_whiten else None,None if moms is None else float(moms[min(i,len(moms)-1)])
+        lr,mom = float(lrs[min(i,len(lrs)-1)]),None if moms is None else float(moms[min(i,len(moms)-1)])
         for g in self.opt.param_groups:
             g['lr'] = lr*g.get('lr_mult', 1.)
             if mom is not None: g.update(dict(betas=(mom,g['betas'][1])) if 'betas' in g else dict(momentum=mom))
-            if any(p is bias for p in g['params']): g['lr'] *= max(0, 1-i/self.n_whiten)
-        if self.n_whiten and i>=self.n_whiten: bias.requires_grad_(False); bias.grad = None
+
+    def _step(self, i):
+        "A step of the optimizer; that of a whitening bias shrinks to 0, as in `Whiten`"
+        bias = self.model.whiten.bias if self.n_whiten else None
+        frozen = bias is not None and i>=self.n_whiten
+        if frozen: bias.grad = None
+        before = None if bias is None or frozen else bias.detach().clone()
+        self.scaler.step(self.opt)
+        self.scaler.update()
+        if before is not None: bias.data.lerp_(before, i/self.n_whiten)
 
     def run(self,
         scale:float=1. # Factor on the learning rate
@@ -168,8 +176,7 @@ class BareLoop:
                 loss = F.cross_entropy(pred, y.as_subclass(Tensor), label_smoothing=r.label_smoothing)
                 if r.l1: loss = loss+self.penalty(self.model)
             self.scaler.scale(loss).backward()
-            self.scaler.step(self.opt)
-            self.scaler.update()
+            self._step(i)
             self.opt.zero_grad()
             yield len(x)
 
@@ -182,7 +189,7 @@ class BareLoop:
         keep.learn = SimpleNamespace(dls=self.dls)
         keep.before_fit()
         try: return _rate(self.run(_idle), steps, warmup, self.device)
-        finally: keep.after_fit()
+        finally: keep.cleanup()
 
 # %% ../nbs/13_bench.ipynb #313ce107
 def _stock_learner(
