@@ -40,13 +40,26 @@ def look_up(
 class DataError(Exception):
     "The images are not as they must be: the message names the file or folder, what is wrong and what to do"
 
+def _as_pixels(a):
+    "Return an array or tensor of an image as a numpy array [H, W] or [H, W, C], of uint8 if it has channels"
+    if isinstance(a, Tensor): a = a.detach().cpu().float().numpy() if a.is_floating_point() else a.cpu().numpy()
+    if a.ndim==2: return a
+    channels = (1,2,3,4)
+    if a.ndim==3 and a.shape[0] in channels and a.shape[-1] not in channels: a = a.transpose(1,2,0) # channels first
+    if a.ndim!=3 or a.shape[-1] not in channels: raise DataError(f'image of shape {a.shape}: expected [H, W], [H, W, C] or [C, H, W]')
+    if np.issubdtype(a.dtype, np.floating):
+        if not (a.min()>=-1e-3 and a.max()<=1+1e-3): raise DataError(f'image with values from {a.min():.4g} to {a.max():.4g}: expected floats in 0..1, or uint8')
+        a = (a.astype(float)*255).round().clip(0,255).astype(np.uint8)
+    if a.dtype!=np.uint8: raise DataError(f'image of type {a.dtype}: expected uint8, or floats in 0..1')
+    return np.ascontiguousarray(a[...,0] if a.shape[-1]==1 else a)
+
 def read_image(
-    fn, # Path of an image file, or an image: PIL, or an array [H, W] or [H, W, C] of uint8
+    fn, # Path of an image file, or an image: PIL, or an array or tensor [H, W], [H, W, C] or [C, H, W] of uint8 or of floats in 0..1
     size:int|None=None # Resize to `size` x `size` pixels; None leaves it as it is
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Open one image as 8-bit RGB: upright, on white where it is transparent, as `pixels` of 11_predict does. Raises `DataError` if it cannot be read"
+    "Return one image as 8-bit RGB: upright, on white where it is transparent, as `pixels` of 11_predict does. Raise `DataError` if it cannot be read"
+    if isinstance(fn, (Tensor,np.ndarray)): fn = _as_pixels(fn)
     try:
-        if isinstance(fn, Tensor): fn = fn.cpu().numpy()
         im = ImageOps.exif_transpose(Image.fromarray(fn) if isinstance(fn, np.ndarray) else fn if isinstance(fn, Image.Image) else Image.open(fn))
         if im.mode.startswith('I') or im.mode=='F': # more than 8 bits
             a = np.asarray(im, float)
@@ -57,7 +70,8 @@ def read_image(
         return np.asarray(im)
     except PermissionError: raise DataError(f'{fn}: no permission to read it. Change its permissions or remove it') from None
     except Exception as e:
-        raise DataError(f'{fn}: not a readable image ({type(e).__name__}: {e}). Replace or remove it') from None
+        name = f'array of shape {fn.shape}' if isinstance(fn, np.ndarray) else fn
+        raise DataError(f'{name}: not a readable image ({type(e).__name__}: {e}). Replace or remove it') from None
 
 # %% ../nbs/00_data.ipynb #058ee8d8
 _img_exts = image_extensions | {'.webp'}
