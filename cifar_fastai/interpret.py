@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/interpret.html.md"""
 
 # %% ../nbs/09_interpret.ipynb #15304ebe
 from __future__ import annotations
-import base64,html,io
+import base64,html,inspect,io
 from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from scipy.optimize import brentq
@@ -70,8 +70,11 @@ def folder_dl(
     return learn.dls.test_dl(files, with_labels=labelled)
 
 def _loader(learn, dl=None):
-    "The images that `dl` means, as a loader: itself, those of a folder, or the validation part"
+    "Return the images that `dl` means as a loader: itself, those of a folder or a list, or the validation set"
     if isinstance(dl, (str,Path)): dl = folder_dl(learn, dl)
+    if isinstance(dl, (list,L)):
+        if not dl: raise DataError('predictions: there are no images in the list')
+        dl = learn.dls.test_dl(dl)
     return (learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
 
 def _has_labels(dl): return len(dl.dataset.tls)>dl.n_inp
@@ -86,23 +89,45 @@ def _table(files, probs, vocab, targs=None, losses=None, index=None):
 
 def _nll(p): return -np.log(np.maximum(p, np.finfo(np.float32).tiny))
 
+_by_softmax = nn.CrossEntropyLoss,nn.NLLLoss,F.cross_entropy,F.nll_loss
+_by_class = nn.BCEWithLogitsLoss,nn.BCELoss,F.binary_cross_entropy_with_logits,F.binary_cross_entropy
+
+def _is_loss(loss, kinds):
+    "Is a loss one of `kinds`, classes and functions?"
+    return any(isinstance(loss, o) if isinstance(o, type) else loss is o for o in kinds)
+
+def _activation(loss):
+    "Return the function that turns outputs into probabilities. fastai knows that of its own losses only"
+    inner = loss.func if isinstance(loss, (partial,BaseLoss)) else loss
+    if _is_loss(inner, _by_class): raise ValueError(f'predictions: {_loss_name(loss)} is for multi-label targets, which are not supported; expected a loss over classes such as CrossEntropyLossFlat')
+    return partial(torch.softmax, dim=1) if _is_loss(inner, _by_softmax) else getcallable(loss, 'activation')
+
+def _loss_name(loss): return getattr(loss, '__name__', type(loss).__name__)
+
+def _gives_each(loss):
+    "Can a loss give a value for each image, as `learn.get_preds(with_loss=True)` asks of it?"
+    return hasattr(loss, 'reduction') or 'reduction' in inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+
 def predictions(
     learn:Learner, # A trained learner, or fastai's `Interpretation` of one; a table that this function gave comes back as it is
-    dl=None, # Images: a loader, or a folder of them as for `folder_dl`; None is the validation part
+    dl=None, # Images: a loader, a folder of them as for `folder_dl`, or a list of files; None is the validation set
     tta:bool|float=False # Test-time augmentation by `MultiCrop`: True, or only below this probability
 ) -> pd.DataFrame: # A row for each image of `dl`; the row's label is the image's number in `dl.dataset`
-    "What the network says to each image, without augmentation: file, true and predicted class, their probabilities, loss, and the probabilities of all classes. Without labels there are no columns `true`, `p_true`, `loss`"
+    "Return file, true and predicted class, their probabilities, loss, and the probabilities of all classes, without augmentation. Without labels there are no columns `true`, `p_true`, `loss`. Raise `ValueError` if the loss of the learner does not say how to get probabilities, and for multi-label targets"
     if isinstance(learn, pd.DataFrame): return learn
     if isinstance(learn, Interpretation): learn,dl = learn.learn,learn.dl if dl is None else dl
     dl,model = _loader(learn, dl),learn.model
     if not len(dl.dataset): raise DataError('predictions: there are no images')
-    labels = _has_labels(dl)
+    labels,loss,act = _has_labels(dl),learn.loss_func,_activation(learn.loss_func)
     try:
         if tta: learn.model = MultiCrop(model, unsure=float(tta))
-        with dl.dataset.set_split_idx(1): res = learn.get_preds(dl=dl, with_loss=labels)
+        with dl.dataset.set_split_idx(1): res = learn.get_preds(dl=dl, act=act, with_loss=labels and _gives_each(loss))
     finally: learn.model = model
+    if labels and res[1].ndim>1: raise ValueError(f'predictions: multi-label targets, of shape {tuple(res[1].shape)}, are not supported; expected one class for each image')
     probs = to_np(res[0])
-    if lost := (~np.isfinite(probs).all(1)).sum(): raise ValueError(f'predictions: for {lost:,} of {len(probs):,} images the network gives something that is no number. Its training went astray, or its weights did not load')
+    if bad := (~np.isfinite(probs).all(1)).sum(): raise ValueError(f'predictions: the output of the network is not finite for {bad:,} of {len(probs):,} images; it diverged in training, or its weights were not loaded')
+    if probs.min()<0 or np.abs(probs.sum(1)-1).max()>.05:
+        raise ValueError(f'predictions: outputs from {probs.min():.2f} to {probs.max():.2f} are not probabilities, and the loss {_loss_name(loss)} has no `activation` that makes some of them. Give it one, or train with a loss such as CrossEntropyLossFlat')
     return _table(dl.dataset.items, probs, learn.dls.vocab, *(to_np(o) for o in res[1:] if labels))
 
 def _labelled(who, learn, dl=None):

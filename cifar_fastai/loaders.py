@@ -184,7 +184,7 @@ def stratified_split(
     labels,held = np.asarray(labels),[]
     for i,c in enumerate(np.unique(labels)):
         idx = np.where(labels==c)[0]
-        if len(idx)<2: raise DataError(f'class {c!r} has one image: none can be held out. Add images of it')
+        if len(idx)<2: raise DataError(f'class {str(c)!r} has one image, so that none can be held out for validation; add images of this class')
         n = min(max(1, round(share*len(idx))), len(idx)-1)
         held += np.random.default_rng(derive_seed(seed,i)).permutation(idx)[:n].tolist()
     return sorted(set(range(len(labels)))-set(held)),sorted(held)
