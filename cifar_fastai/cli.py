@@ -387,7 +387,7 @@ def cifar_export(
         ranges = _labelled_files(data, 'train', net.info['classes'])[0] if int8 else None
         if int8 and set(ranges)==set(files): raise ValueError(f'--data {data}: it has no folder train, whose images --int8 needs')
         out = Path(out or Path('exports')/(name or net.info['name']))
-        if 'onnx' in formats: onnx_packages('cifar_export')
+        if 'onnx' in formats: onnx_packages('--formats onnx')
         check_model_folder(out)
         _can_write('out', out, folder=out.is_dir())
         with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as side: # an error leaves nothing behind
