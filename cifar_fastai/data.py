@@ -16,13 +16,13 @@ from fastai.vision.all import *
 from fastai.data.external import fastai_path
 from fastdownload import FastDownload
 from fastprogress.fastprogress import progress_bar
+from .codec import *
 from safetensors import safe_open
-from PIL import ImageOps
 from safetensors.numpy import save as tensor_bytes
 
 # %% auto #0
-__all__ = ['cifar10_classes', 'data_sets', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'find_images', 'Images',
-           'load_images', 'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
+__all__ = ['cifar10_classes', 'data_sets', 'look_up', 'DataError', 'read_image', 'ImageFiles', 'test_folder', 'find_images',
+           'unreadable_images', 'Images', 'load_images', 'whole_folder', 'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/00_data.ipynb #43133c0b
 def look_up(
@@ -38,90 +38,97 @@ def look_up(
 
 # %% ../nbs/00_data.ipynb #0291b9c2
 class DataError(Exception):
-    "The images are not as they must be: the message names the file or folder, what is wrong and what to do"
+    "Invalid or missing images: the message names the file or folder, says what is wrong and what to do"
 
-def _as_pixels(a):
-    "Return an array or tensor of an image as a numpy array [H, W] or [H, W, C], of uint8 if it has channels"
-    if isinstance(a, Tensor): a = a.detach().cpu().float().numpy() if a.is_floating_point() else a.cpu().numpy()
-    if a.ndim==2: return a
+def _channels_first(a):
+    "Is it [C, H, W]? A `TensorImage` always is; of others, the number of channels decides"
     channels = (1,2,3,4)
-    if a.ndim==3 and a.shape[0] in channels and a.shape[-1] not in channels: a = a.transpose(1,2,0) # channels first
-    if a.ndim!=3 or a.shape[-1] not in channels: raise DataError(f'image of shape {a.shape}: expected [H, W], [H, W, C] or [C, H, W]')
-    if np.issubdtype(a.dtype, np.floating):
-        if not (a.min()>=-1e-3 and a.max()<=1+1e-3): raise DataError(f'image with values from {a.min():.4g} to {a.max():.4g}: expected floats in 0..1, or uint8')
-        a = (a.astype(float)*255).round().clip(0,255).astype(np.uint8)
-    if a.dtype!=np.uint8: raise DataError(f'image of type {a.dtype}: expected uint8, or floats in 0..1')
-    return np.ascontiguousarray(a[...,0] if a.shape[-1]==1 else a)
+    return isinstance(a, TensorImage) or (a.ndim==3 and a.shape[0] in channels and a.shape[-1] not in channels)
 
 def read_image(
-    fn, # Path of an image file, or an image: PIL, or an array or tensor [H, W], [H, W, C] or [C, H, W] of uint8 or of floats in 0..1
-    size:int|None=None # Resize to `size` x `size` pixels; None leaves it as it is
+    fn, # Path, file, bytes of a file, Pillow image, or array or tensor [H, W], [H, W, C] or [C, H, W]
+    size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Return one image as 8-bit RGB: upright, on white where it is transparent, as `pixels` of 11_predict does. Raise `DataError` if it cannot be read"
-    if isinstance(fn, (Tensor,np.ndarray)): fn = _as_pixels(fn)
-    try:
-        im = ImageOps.exif_transpose(Image.fromarray(fn) if isinstance(fn, np.ndarray) else fn if isinstance(fn, Image.Image) else Image.open(fn))
-        if im.mode.startswith('I') or im.mode=='F': # more than 8 bits
-            a = np.asarray(im, float)
-            im = Image.fromarray((a/(257 if im.mode.startswith('I;16') or a.max()>255 else 1)).clip(0,255).round().astype(np.uint8))
-        if im.mode in ('RGBA','LA','PA') or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
-        im = im.convert('RGB')
-        if size and im.size!=(size,size): im = im.resize((size,size), Image.BILINEAR)
-        return np.asarray(im)
-    except PermissionError: raise DataError(f'{fn}: no permission to read it. Change its permissions or remove it') from None
-    except Exception as e:
-        name = f'array of shape {fn.shape}' if isinstance(fn, np.ndarray) else fn
-        raise DataError(f'{name}: not a readable image ({type(e).__name__}: {e}). Replace or remove it') from None
+    "Decode one image by `decode_image`, as `pixels` of 11_predict does. Raise `DataError` if that is impossible"
+    if isinstance(fn, (Tensor,np.ndarray)) and _channels_first(fn): fn = np.moveaxis(np.asarray(fn), 0, -1)
+    try: return decode_image(fn, size)
+    except ImageError as e: raise DataError(str(e)) from None
 
 # %% ../nbs/00_data.ipynb #058ee8d8
-_img_exts = image_extensions | {'.webp'}
+_pixel_rules = '2' # raise it when `decode_image` changes: pixels that were cached by other rules are decoded again
 
 def _listing(path):
-    "Each image file under `path` as (relative path, size, time of change): one `scandir` a folder"
+    "List the images in the class folders of `path` as (relative path, size, times of modification and change, inode), and warn about other files"
+    found,left = scan_images(path)
     res = []
-    for cls in sorted(os.scandir(path), key=lambda o: o.name):
-        if not cls.is_dir() or cls.name.startswith('.'): continue
-        for f in os.scandir(cls.path):
-            if f.is_file() and not f.name.startswith('.') and os.path.splitext(f.name)[1].lower() in _img_exts:
-                st = f.stat()
-                res.append((f'{path.name}/{cls.name}/{f.name}', st.st_size, st.st_mtime_ns))
+    for f in found:
+        if f.count('/')!=1: left['not directly in the folder of a class'] += 1
+        else:
+            st = os.stat(f'{path}/{f}')
+            res.append((f'{path.name}/{f}', st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+    if left: warnings.warn(f'{path}: {left_out_message(left)}')
     return sorted(res)
 
 class ImageFiles:
-    "The images of a folder `path`: `files` relative to it in a fixed order, `classes`, and what tells that none has changed"
-    def __init__(self, path, rows):
-        self.path,self.rows = Path(path),rows
+    "The images of a folder `path`: `files` relative to it in a fixed order, `classes`, and digests that change when an image does"
+    def __init__(self, path, rows, test='test'): # `test` is the name of the folder of test images; None: there are only folders of classes
+        self.path,self.rows,self.test = Path(path),rows,test
         self.files = [r[0] for r in rows]
-        self.classes = sorted({f.split('/')[1] for f in self.files if f.startswith('train/')})
+        self.classes = sorted({f.split('/')[-2] for f in self.split('train')})
     @cached_property
     def paths(self): return L(self.path/f for f in self.files)
-    def split(self, name): return [f for f in self.files if f.startswith(name+'/')]
-    def digest(self): return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
+    def split(self, name):
+        "Files of 'train' or 'test', whatever the folder of the latter is called"
+        if self.test is None: return [*self.files] if name=='train' else []
+        folder = self.test if name=='test' else name
+        return [f for f in self.files if f.startswith(folder+'/')]
+    def digest(self) -> str:
+        "Return a hash of names, sizes, times and inodes: quick, and different after any change, but also in a copy of the folder"
+        return hashlib.sha256(json.dumps([_pixel_rules,self.rows]).encode()).hexdigest()
+    def content_digest(self) -> str:
+        "Return a hash of names and contents: the same in a copy of the folder, but every file is read"
+        res = hashlib.sha256(_pixel_rules.encode())
+        for f in self.files:
+            with open(f'{self.path}/{f}', 'rb') as o: res.update(os.fsencode(f)+b'\0'+hashlib.sha256(o.read()).digest())
+        return res.hexdigest()
     def __len__(self): return len(self.files)
     def __repr__(self):
         n = {s: len(self.split(s)) for s in ('train','test')}
         return f"{str(self.path).replace(str(Path.home()),'~',1)}: {n['train']:,} train and {n['test']:,} test images in {len(self.classes)} classes: {', '.join(self.classes[:10])}"
 
+def test_folder(
+    path # Folder of images
+) -> Path|None: # None if there is none
+    "Return the folder of test images: `test`, `valid` or `val`"
+    return next((o for o in (Path(path).expanduser()/nm for nm in ('test','valid','val')) if o.is_dir()), None)
+
 def find_images(
-    path, # Folder with `train/<class>/` and `test/<class>/`
-    test:bool=True # Must it have a `test` folder? Without, `test` may be missing
+    path, # Folder with `train/<class>/` and `test/<class>/` (or `valid`, or `val`); or, for test=False, with `<class>/`
+    test:bool|str=True # Must it have test images, or those in the folder of this name? False: they may be missing
 ) -> ImageFiles:
-    "List the images of a folder and check its shape. Raises `DataError` that names the folder at fault"
-    path = Path(path)
-    if not path.is_dir(): raise DataError(f'{path}: no such folder. Expected {path}/train/<class>/*.png')
-    if not (path/'train').is_dir():
-        raise DataError(f'{path}: it has no folder `train`. Expected {path}/train/<class>/*.png and {path}/test/<class>/*.png')
-    if test and not (path/'test').is_dir():
-        raise DataError(f'{path}: it has no folder `test`. Add one, or hold a part out of train, as with valid=0.1')
-    res = ImageFiles(path, sum([_listing(path/s) for s in ('test','train') if (path/s).is_dir()], []))
-    train,held = Counter(f.split('/')[1] for f in res.split('train')),Counter(f.split('/')[1] for f in res.split('test'))
-    if not train: raise DataError(f'{path}/train: no images in folders of classes. Expected {path}/train/<class>/*.png')
-    if len(train)==1: raise DataError(f'{path}/train: only one class, {res.classes[0]!r}. A classifier needs at least two')
-    if empty := [o.name for o in os.scandir(path/'train') if o.is_dir() and not o.name.startswith('.') and o.name not in train]:
-        raise DataError(f'{path}/train/{empty[0]}: no images in it. Add some or remove the folder')
+    "List the images of a folder and check its layout. Raises `DataError` that names the folder at fault"
+    path = Path(path).expanduser()
+    if not path.exists(): raise DataError(f'{path}: no such folder. Expected {path}/train/<class>/*.png')
+    if not path.is_dir(): raise DataError(f'{path}: this is a file, not a folder of images. Expected a folder with train/<class>/*.png')
+    train_folder,held_folder = path/'train',path/test if isinstance(test, str) else test_folder(path)
+    if train_folder.is_dir():
+        if test and not (held_folder and held_folder.is_dir()):
+            raise DataError(f'{path}: it has no folder `{test if isinstance(test, str) else "test"}`. Add one, or hold out a part of the training set, as with valid=0.1')
+        folders = [o for o in (held_folder,train_folder) if o and o.is_dir()]
+        res = ImageFiles(path, sum(map(_listing, folders), []), held_folder.name if held_folder else 'test')
+    else:
+        train_folder = path
+        res = ImageFiles(path, [(nm.split('/', 1)[1],*rest) for nm,*rest in _listing(path)], None)
+        if not len(res): raise DataError(f'{path}: it has no folder `train`. Expected {path}/train/<class>/*.png and {path}/test/<class>/*.png')
+        if test: raise DataError(f'{path}: it has folders of classes, but no `train` and `test`. Hold out a part of the images, as with valid=0.2')
+    train,held = (Counter(f.split('/')[-2] for f in res.split(o)) for o in ('train','test'))
+    if not train: raise DataError(f'{train_folder}: no images in folders of classes. Expected {train_folder}/<class>/*.png')
+    if len(train)==1: raise DataError(f'{train_folder}: only one class, {res.classes[0]!r}. A classifier needs at least two')
+    if empty := [o.name for o in os.scandir(train_folder) if o.is_dir() and not o.name.startswith('.') and o.name not in train]:
+        raise DataError(f'{train_folder}/{empty[0]}: no images in it. Add some or remove the folder')
     if test:
-        if lost := sorted(set(train)-set(held)): raise DataError(f'{path}/test: no images of class {lost[0]!r}, which train has')
-        if new := sorted(set(held)-set(train)): raise DataError(f'{path}/test/{new[0]}: a class that train does not have')
+        if lost := sorted(set(train)-set(held)): raise DataError(f'{held_folder}: no images of class {lost[0]!r}, which train has')
+        if new := sorted(set(held)-set(train)): raise DataError(f'{held_folder}/{new[0]}: a class that train does not have')
     return res
 
 # %% ../nbs/00_data.ipynb #ca3c3800
@@ -152,6 +159,15 @@ def _decode(paths, size, progress):
         raise DataError('\n'.join(m for _,m in sorted(bad)[:5]) + more)
     return res,moments,len(odd)
 
+def unreadable_images(
+    files # Image files
+) -> list: # (number of the file, message) of each that cannot be decoded
+    "Decode files in parallel, and keep only what is wrong with them"
+    def message(f):
+        try: read_image(f, 8)
+        except DataError as e: return str(e)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: return [(i,m) for i,m in enumerate(ex.map(message, files)) if m]
+
 class Images:
     "Pixels of a folder, `pixels` [N, size, size, 3] of uint8, and the `row` of each relative file name"
     def __init__(self, images, pixels, moments, n_resized):
@@ -176,35 +192,52 @@ class Images:
         try: return [self.row[o[len(top):].replace(os.sep,'/')] for o in names]
         except KeyError: return None
 
+def _metadata(file):
+    "Return the metadata of a cache file, {} if there is none"
+    if not file.exists(): return {}
+    try:
+        with safe_open(file, 'numpy') as f: return f.metadata() or {}
+    except Exception as e:
+        warnings.warn(f'{file}: rebuilt, since it cannot be read ({type(e).__name__})')
+        return {}
+
+def _cached(file, images):
+    "Return the pixels of a cache file"
+    with safe_open(file, 'numpy') as f: return Images(images, f.get_tensor('pixels'), f.get_tensor('moments'), int(f.metadata()['n_resized']))
+
+def _write_cache(file, res, **meta):
+    "Write pixels into a cache file, atomically, with a warning if that fails"
+    side = file.with_name(f'{file.name}.{os.getpid()}')
+    try:
+        file.parent.mkdir(exist_ok=True)
+        side.write_bytes(tensor_bytes(dict(pixels=res.pixels, moments=res.moments), dict(n_resized=str(res.n_resized), **meta)))
+        os.replace(side, file)
+    except OSError as e:
+        side.unlink(missing_ok=True)
+        warnings.warn(f'{file}: not written ({e.strerror or e}), so the images will be decoded again next time')
+
 def load_images(
     images:ImageFiles, # From `find_images`
     size:int|None=None, # Side in pixels, 8 to 512; None takes the usual one of the folder, from 32 to 96
     cache:bool=True, # Keep the pixels in `<path>/.pixels/` for the next time?
     progress:bool|None=None # Show a progress bar? None does from 5,000 images on
 ) -> Images: # uint8 pixels in the order of `images.files`
-    "Decode a folder of images once. Raises `DataError` that names the files that cannot be read; a bad file leaves no cache"
+    "Decode a folder of images once. Raise `DataError` that names the files that cannot be read; a bad file leaves no cache"
     size = size or _usual_size(images)
     if not 8<=size<=512: raise DataError(f'size={size}: expected a side in pixels such as 32, 64 or 96')
-    key,file = images.digest(),images.path/'.pixels'/f'{size}.safetensors'
-    if cache and file.exists():
-        try:
-            with safe_open(file, 'numpy') as f:
-                meta = f.metadata() or {}
-                if meta.get('key')==key: return Images(images, f.get_tensor('pixels'), f.get_tensor('moments'), int(meta['n_resized']))
-        except Exception as e: warnings.warn(f'{file}: made anew, since it could not be read ({type(e).__name__})')
-    if progress is None: progress = len(images)>=5000
-    pixels,moments,n_resized = _decode(images.paths, size, progress)
-    if n_resized: warnings.warn(f'{images.path}: {n_resized:,} of {len(images):,} images are not {size}x{size} and were resized')
+    key,content,file = images.digest(),'',images.path/'.pixels'/f'{size}.safetensors'
+    meta = _metadata(file) if cache else {}
+    if meta.get('key')==key: return _cached(file, images)
     if cache:
-        side = file.with_name(f'{file.name}.{os.getpid()}')
-        try:
-            file.parent.mkdir(exist_ok=True)
-            side.write_bytes(tensor_bytes(dict(pixels=pixels, moments=moments), dict(key=key, n_resized=str(n_resized))))
-            os.replace(side, file)
-        except OSError as e:
-            side.unlink(missing_ok=True)
-            warnings.warn(f'{file}: not written ({e.strerror or e}), so the images will be decoded again next time')
-    return Images(images, pixels, moments, n_resized)
+        try: content = images.content_digest() # before decoding: what changes meanwhile is decoded again next time
+        except OSError: pass # decoding says what is wrong with the file
+    if content and meta.get('content')==content: res = _cached(file, images)
+    else:
+        if progress is None: progress = len(images)>=5000
+        res = Images(images, *_decode(images.paths, size, progress))
+        if res.n_resized: warnings.warn(f'{images.path}: {res.n_resized:,} of {len(images):,} images are not {size}x{size} and were resized')
+    if cache: _write_cache(file, res, key=key, content=content)
+    return res
 
 # %% ../nbs/00_data.ipynb #7bca3cd9
 @contextmanager
@@ -212,7 +245,7 @@ def whole_folder(
     path # Folder that shall exist, whole, after the block
 ):
     "Under a lock, yield a side folder to fill, or None if `path` is there already; rename it to `path` if the block ends well"
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent/f'.{path.name}.lock'):
         if path.exists():
@@ -328,7 +361,7 @@ def _write_digits(path):
         (path/fn).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path/fn)
         boxes.append((fn,*box))
-    with open(path/'boxes.csv', 'w', newline='') as f: csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
+    with open(path/'boxes.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
 
 def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*.png` and `<path>/boxes.csv`
     "1,797 digits as 32x32 RGB images, drawn from scikit-learn's scans without a network: the same pixels on every machine"
