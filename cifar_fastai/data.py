@@ -50,7 +50,8 @@ def read_image(
     size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
     "Decode one image by `decode_image`, as `pixels` of 11_predict does. Raise `DataError` if that is impossible"
-    if isinstance(fn, (Tensor,np.ndarray)) and _channels_first(fn): fn = np.moveaxis(np.asarray(fn), 0, -1)
+    if isinstance(fn, (Tensor,np.ndarray)) and _channels_first(fn):
+        fn = fn.permute(1,2,0) if isinstance(fn, Tensor) else fn.transpose(1,2,0)
     try: return decode_image(fn, size)
     except ImageError as e: raise DataError(str(e)) from None
 
