@@ -28,10 +28,12 @@ class CheckpointError(RuntimeError):
     "A checkpoint that cannot be used: the message names the file, what is wrong with it, and what to do"
 
 def _flush(path):
-    "Flush a file or a folder to the disk"
-    folder = Path(path).is_dir()
-    if folder and os.name=='nt': return # Windows cannot flush a folder
-    fd = os.open(path, os.O_RDONLY if folder else os.O_RDWR) # Windows flushes only what is open for writing
+    "Flush a file or folder to disk. Windows flushes files that are open for writing, and cannot open folders"
+    is_folder = Path(path).is_dir()
+    try: fd = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except PermissionError:
+        if is_folder: return
+        raise
     try: os.fsync(fd)
     finally: os.close(fd)
 
