@@ -184,7 +184,9 @@ def _bench_peers(names, device, speed_only):
     cuda = torch.device(device or default_device()).type=='cuda'
     if names is None:
         names = ['stock_fastai','bare_pytorch']+['airbench']*(cuda and not speed_only and num_distrib()<2)
-        if 'airbench' in names and not importlib.util.find_spec('airbench'): names.pop(); print("without airbench, which the extra bench installs. In a clone of the library: pip install -e '.[bench]'")
+        if 'airbench' in names and not importlib.util.find_spec('airbench'):
+            names.pop()
+            print("without airbench (the extra bench; in a clone of the library: pip install -e '.[bench]')")
     else: names = [look_up('peer', o.strip(), ['stock_fastai','bare_pytorch','airbench']) for o in names.split(',') if o.strip()]
     if 'airbench' in names and speed_only: raise ValueError('peer airbench is timed by whole trainings: leave out --speed-only')
     return [o for o in names if o!='airbench'],[o for o in names if o=='airbench']
@@ -390,12 +392,14 @@ def cifar_export(
         if 'onnx' in formats: onnx_packages('--formats onnx')
         check_model_folder(out)
         _can_write('out', out, folder=out.is_dir())
-        with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as side: # an error leaves nothing behind
+        with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as side: # all files or none
             side = save_model(net, side, name, half, note=note, licence=licence)
             net = load_model(side) # as it is stored
             for k in formats: export_formats[k][0](net, side/f'model.{k}')
             if half and 'onnx' in formats: to_onnx(net, side/'model_fp16.onnx', half=True)
-            if int8: quantise_onnx(side/'model.onnx', side/'model_int8.onnx', [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]])
+            if int8:
+                some = np.random.default_rng(0).permutation(len(ranges))[:512]
+                quantise_onnx(side/'model.onnx', side/'model_int8.onnx', [ranges[i] for i in some])
             out.mkdir(exist_ok=True)
             for o in side.iterdir(): os.replace(o, out/o.name)
         made = {k: out/f'model.{k}' for k in formats}

@@ -62,7 +62,9 @@ class Predictor:
     ):
         "Raises `PredictError` for a file that is missing, is not ONNX, or does not say what its classes are"
         try: import onnxruntime as ort
-        except ImportError: raise ImportError("Predictor needs the package onnxruntime of the extra export. In a clone of the library: pip install -e '.[export]'") from None
+        except ImportError:
+            raise ImportError("Predictor needs the package onnxruntime of the extra export. "
+                              "In a clone of the library: pip install -e '.[export]'") from None
         self.path = Path(path)/'model.onnx' if Path(path).is_dir() else Path(path)
         if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. `to_onnx` or cifar_export writes one')
         options = ort.SessionOptions()

@@ -75,7 +75,8 @@ class Run:
             try: path.mkdir()
             except FileExistsError: i += 1
             else: break
-        about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=_command(*sys.argv), commit=git_commit(), versions=_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'))
+        about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=_command(*sys.argv),
+                     commit=git_commit(), versions=_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'))
         _write(path/'run.json', json.dumps({**about, **info}, indent=1, default=str))
         return cls(path)
 
@@ -153,7 +154,8 @@ class SaveRun(Callback):
         rows,file = self.learn.history.rows[self.n_before:],self.folder.path/'history.csv'
         before = self.folder.history() if file.is_file() else pd.DataFrame(dict(epoch=[]))
         before = before[before.epoch<rows[0]['epoch']] # what comes again, replaces what was
-        _write(file, pd.concat(([before] if len(before) else [])+[pd.DataFrame(rows)]).to_csv(index=False, lineterminator='\n')) # a later fit may have other columns
+        table = pd.concat(([before] if len(before) else [])+[pd.DataFrame(rows)]) # a later fit may have other columns
+        _write(file, table.to_csv(index=False, lineterminator='\n'))
 
     def _own_tensors(self):
         "Tensors of the network by name, each once"
@@ -492,7 +494,9 @@ def resume(
         learn = parts[0].learner(dls, cbs=cbs)
         _first_process(lambda: run, dls.device) # all have read it
         if not rank_distrib(): run.update(recipe=parts[0].to_dict(), then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
-                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=_command(*sys.argv))], processes=max(1, num_distrib()))
+                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, 
+                                at=time.strftime('%Y-%m-%d %H:%M:%S'), command=_command(*sys.argv))],
+                   processes=max(1, num_distrib()))
         before(parts[0], learn, run)
         return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), points)
 
