@@ -171,7 +171,9 @@ def _gradio():
     try:
         import gradio
         return gradio
-    except ImportError as e: raise ImportError(f"cifar_app needs the package {e.name or 'gradio'} of the extra app. In a clone of the library: pip install -e '.[app]'") from None
+    except ImportError as e:
+        raise ImportError(f"cifar_app needs the package {e.name or 'gradio'} of the extra app. "
+                          "In a clone of the library: pip install -e '.[app]'") from None
 
 _policy = "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 _headers = [(b'content-security-policy',_policy.encode()),(b'x-content-type-options',b'nosniff'),(b'referrer-policy',b'no-referrer')]
@@ -277,7 +279,8 @@ def _serve(app, host, port, browser=False):
     import uvicorn
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     sock = socket.socket(family)
-    if sys.platform!='win32': sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # on Windows it would let two servers share a port
+    if sys.platform!='win32': # where it would let two servers share a port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: sock.bind((host,port))
     except (OSError,OverflowError) as e: raise ValueError(f'{host}, port {port}: {str(getattr(e, "strerror", None) or e).rstrip(".")}. Choose another one by --port, or 0 for any that is free') from None
     url = f'http://{f"[{host}]" if ":" in host else host}:{sock.getsockname()[1]}'

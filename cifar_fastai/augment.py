@@ -299,7 +299,8 @@ class ItemAugment(_Augment):
     order = 1 # before `ToTensor`
     def start_epoch(self, epoch, n_images=None): self.epoch,self.worker,self.composed = epoch,None,{}
 
-    def __getstate__(self): return {**self.__dict__, 'worker':None, 'composed':{}} # albumentations's transforms cannot all be pickled; a worker process makes its own
+    def __getstate__(self): # albumentations's transforms cannot all be pickled; a worker process makes its own
+        return {**self.__dict__, 'worker':None, 'composed':{}}
 
     def _compose(self, size):
         os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')

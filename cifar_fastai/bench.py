@@ -474,7 +474,10 @@ def airbench_training(
     target:int=94 # Which of its trainings: 93, 94, 95 or 96
 ): # For `others` of `repeats`: a function of a seed that gives what `time_training` gives
     "airbench on the same images and the first GPU, after its own warm-up. Raises `ValueError` if there is no GPU or no airbench"
-    lacks = ['an NVIDIA GPU (there is none here)']*(not torch.cuda.is_available()) + ["its package (the extra bench; in a clone of the library: pip install -e '.[bench]')"]*(not importlib.util.find_spec('airbench'))
+    lacks = []
+    if not torch.cuda.is_available(): lacks.append('an NVIDIA GPU (there is none here)')
+    if not importlib.util.find_spec('airbench'):
+        lacks.append("its package (the extra bench; in a clone of the library: pip install -e '.[bench]')")
     if lacks: raise ValueError(f'peer airbench: it needs {" and ".join(lacks)}')
     look_up('airbench training', target, [93,94,95,96])
     if num_distrib()>1: raise ValueError('peer airbench: it trains on the first GPU alone. Start cifar_bench without torchrun')

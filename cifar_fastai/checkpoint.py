@@ -41,7 +41,7 @@ def atomic_replace(
     side, # File or folder that was just written
     final # Its final name. A file of this name is replaced, a folder must not exist
 ):
-    "Flush a file or folder to disk, then rename it. On Windows, wait up to a second while another process reads the old file"
+    "Flush a file or folder to disk, then rename it. On Windows, wait up to a second for readers of the old file"
     _flush(side)
     for pause in (.01,.1,.9,None):
         try:

@@ -362,7 +362,8 @@ def _write_digits(path):
         (path/fn).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path/fn)
         boxes.append((fn,*box))
-    with open(path/'boxes.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
+    with open(path/'boxes.csv', 'w', newline='', encoding='utf-8') as f:
+        csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
 
 def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*.png` and `<path>/boxes.csv`
     "1,797 digits as 32x32 RGB images, drawn from scikit-learn's scans without a network: the same pixels on every machine"

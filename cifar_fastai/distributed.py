@@ -11,7 +11,9 @@ from operator import itemgetter
 from contextlib import contextmanager
 from datetime import timedelta
 try: from accelerate import PartialState
-except ImportError: raise ImportError("several processes need the package accelerate of the extra distributed. In a clone of the library: pip install -e '.[distributed]'") from None
+except ImportError:
+    raise ImportError("several processes need the package accelerate of the extra distributed. "
+                      "In a clone of the library: pip install -e '.[distributed]'") from None
 from accelerate.utils import DistributedDataParallelKwargs,broadcast_object_list,gather_object
 from fastai.vision.all import *
 from fastai.distributed import *

@@ -122,7 +122,9 @@ def _find(path, runs):
     if not folder.is_dir(): raise ValueError(f'{path}: {"a file" if folder.is_file() else "no such folder"}. Give a folder that save_model wrote, a run, or one of {", ".join(released_models())}')
     if not _is_saved(folder): raise ValueError(f'{path}: no model in this folder. save_model and cifar_export write config.json and model.safetensors')
     info = json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    if info['format']>_format: raise ValueError(f'{path}: written by a newer version of the library, {info.get("versions",{}).get("cifar_fastai","")}. Update the library: git pull in its clone')
+    if info['format']>_format:
+        version = info.get('versions', {}).get('cifar_fastai', '')
+        raise ValueError(f'{path}: of a newer version of the library, {version}. Update it: git pull in its clone')
     return folder,info
 
 def load_model(
@@ -227,7 +229,8 @@ def onnx_packages(
     "Import the packages of the extra `export`. Raises `ImportError` that says how to install them"
     try: return [importlib.import_module(o) for o in names]
     except ImportError as e:
-        raise ImportError(f"{who} needs the package {e.name} of the extra export. In a clone of the library: pip install -e '.[export]'") from None
+        raise ImportError(f"{who} needs the package {e.name} of the extra export. "
+                          "In a clone of the library: pip install -e '.[export]'") from None
 
 class _GlobalMax(nn.Module):
     "`nn.AdaptiveMaxPool2d(1)`, which ONNX has no form of under torch 2.11"
