@@ -10,8 +10,8 @@ import importlib.util,os,sys,tempfile,warnings
 from dataclasses import replace
 from fastcore.script import call_parse,store_true
 from fastai.vision.all import *
+from .codec import ImageError,image_files
 from .data import *
-from .data import _img_exts
 from .models import *
 from .schedule import *
 from .precision import *
@@ -19,7 +19,7 @@ from .recipe import *
 from .interpret import *
 from .interpret import _table
 from .run import *
-from .predict import Predictor
+from .predict import Predictor,PredictError
 from .export import *
 from .export import _find
 from .bench import *
@@ -33,15 +33,16 @@ def data_path(
     data:str # 'cifar10', 'digits', or a folder with `train/<class>/` and `test/<class>/`
 ) -> Path:
     "The folder of images that a command's `--data` means. Raises `ValueError` for a mere name that is none"
-    path = Path(data)
+    path = Path(data).expanduser()
     if data in data_sets: return data_sets[data]()
+    if path.is_file(): raise ValueError(f'--data {data}: this is a file, not a folder of images')
     if path.is_dir() or len(path.parts)>1: return path # what is wrong with it, `find_images` says
     try: look_up('--data', data, data_sets)
     except ValueError as e: raise ValueError(f'{e}, or a folder, and there is none of this name') from None
 
 class EpochTable(Callback):
     "A line for each epoch in place of fastai's: learning rate, time, loss and accuracy of both parts"
-    order = 61 # after fastai's progress bar has begun
+    order,needed_to_resume = 61,False # after fastai's progress bar has begun
     heads = ('epoch','lr','time','train loss','train acc','valid loss','valid acc')
 
     def after_create(self): self.learn.logger = noop # so that fastai writes no table of its own
@@ -81,14 +82,20 @@ def _valid(valid):
     except ValueError: raise ValueError(f'--valid {valid}: expected test or a share such as 0.1') from None
 
 def _can_write(option, path, folder=False):
-    "Make the folder of a file, or this folder, and raise `ValueError` if nothing can be written there: that is said before the work"
-    path = Path(path)
+    "Make the folder of a file, or this folder, and return the path. Raises `ValueError` before the work if nothing can be written there"
+    path = Path(path).expanduser()
     try:
         if not folder and path.is_dir(): raise IsADirectoryError(21, 'a folder')
         where = path if folder else path.parent
         where.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=where).close()
     except OSError as e: raise ValueError(f'--{option} {path}: cannot be written ({e.strerror}). Choose another {"folder" if folder else "file"}') from None
+    return path
+
+def _at_least(least, **options):
+    "Raise `ValueError` for an option below `least`"
+    for k,v in options.items():
+        if v is not None and not v>=least: raise ValueError(f'--{k.replace("_","-")} {v}: expected at least {least}')
 
 def _recipe(name, **changes):
     return look_up('recipe', name, recipes).but(**{k:v for k,v in changes.items() if v is not None})
@@ -141,6 +148,9 @@ def cifar_train(
         return [str(o.path) for o in train(r, name='-'.join(parts))][0]
     _hush()
     try:
+        _at_least(1, seeds=seeds)
+        look_up('--engine', engine, ('batch','item'))
+        if name and Path(name).name!=name: raise ValueError(f'--name {name}: expected a name without a path. The folder is --out')
         for k,v in dict(lr=lr, minutes=minutes).items():
             if v is not None and not 0<v<math.inf: raise ValueError(f'--{k} {v}: expected a number above 0')
         changes = dict(epochs=epochs, bs=bs, seed=seed, valid=_valid(valid), half=False if fp32 else None)
@@ -232,8 +242,9 @@ def cifar_bench(
         except (ValueError,OSError) as e: _stop(f'cifar_bench: measured, but not written: {error_text(e)}')
     _hush()
     try:
+        _at_least(1, n=n, rounds=rounds, steps=steps)
+        _at_least(0, warmup=warmup)
         recipe,n = first(recipe, 'speedrun' if quick else 'davidnet'),first(n, 2 if quick else 3)
-        if n<1: raise ValueError(f'--n {n}: expected at least 1')
         r = _recipe(recipe, bs=first(bs, 64) if quick else bs, epochs=first(epochs, 2) if quick else epochs, seed=seed, half=False if fp32 else None)
         if quick and r.opt=='sgd': r = _with_lr(r, r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs) # a rate for the smaller batch
         _check_device(device)
@@ -241,8 +252,10 @@ def cifar_bench(
         device,cuda = device.type if num_distrib()>1 else str(device),device.type=='cuda' # of several processes, each has a GPU of its own
         steps,warmup = first(steps, 3 if quick else 60 if cuda else 6),first(warmup, 1 if quick else 20 if cuda else 2)
         turns,trained = _bench_peers(peers, device, speed_only)
-        if csv: _can_write('csv', csv); check_columns(csv, bench_columns)
-        if not speed_only: _can_write('plot', plot := plot or f'bench-{r.name}.png')
+        if csv:
+            csv = _can_write('csv', csv)
+            check_columns(csv, bench_columns)
+        if not speed_only: plot = _can_write('plot', plot or f'bench-{r.name}.png')
         path = data_path(data or ('digits' if quick else 'cifar10'))
         others = {o: airbench_training(path) for o in trained}
         if num_distrib()>1: # the trainings are spread over the processes; speeds side by side are for one
@@ -269,10 +282,12 @@ def cifar_bench(
 # %% ../nbs/14_cli.ipynb #e6974bbf
 def _find_run(run, root='runs'):
     "The run that a command's argument means"
-    for path in (Path(run),Path(root)/run):
+    root = Path(root).expanduser()
+    for path in (Path(run).expanduser(),root/run):
         if (path/'run.json').is_file(): return Run(path)
-    if Path(run).is_dir(): raise ValueError(f'{run}: no run is in this folder, it has no run.json')
-    there = sorted(o.parent.name for o in Path(root).glob('*/run.json'))
+    if Path(run).is_file(): raise ValueError(f'{run}: this is a file, not the folder of a run')
+    if Path(run).expanduser().is_dir(): raise ValueError(f'{run}: no run is in this folder, it has no run.json')
+    there = sorted(o.parent.name for o in root.glob('*/run.json'))
     if not there: raise ValueError(f'{run}: no such run, and none in the folder {root}. cifar_train makes some')
     look_up('run', run, there)
 
@@ -286,6 +301,10 @@ def _own_images(path):
     if name and Path(name).is_dir(): return Path(name)
     raise ValueError(f'{folder}: it was trained on {f"a folder {name!r} that is not here" if name else "images that it does not name"}. Say where they are by --data')
 
+def _stop_if_unreadable(command, bad):
+    "End with a line for each image that could not be read, if there are any"
+    if bad: _stop('\n'.join(f'{command}: {o}' for o in bad))
+
 @call_parse
 def cifar_explain(
     run:str, # Folder of a run, or its name in the folder runs
@@ -298,15 +317,17 @@ def cifar_explain(
     device:str=None, # cuda, cpu, mps; the best there is unless given
 ):
     "Write one HTML file: what the network of a run gets right and wrong, where it looks, how far its probabilities can be trusted"
+    bad = []
     try:
-        for k,v,least in (('n',n,1),('n-robust',n_robust,0)):
-            if v<least: raise ValueError(f'--{k} {v}: expected at least {least}')
+        _at_least(1, n=n)
+        _at_least(0, n_robust=n_robust, seed=seed)
+        if images and not Path(images).expanduser().is_dir(): raise ValueError(f'--images {images}: {"this is a file, not a folder" if Path(images).expanduser().is_file() else "no such folder"}')
         _check_device(device)
         run = _find_run(run)
         learn = saved_learner(run.path, data_path(data) if data else _own_images(run.path), device=device, **{k: v for k,v in run.info.get('dls', {}).items() if k in ('valid','seed')})
         if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
-        dl = folder_dl(learn, images) if images else learn.dls.valid
-        out = Path(out or run.path/(f'explain-{Path(images).resolve().name}.html' if images else 'explain.html'))
+        dl = folder_dl(learn, images, bad) if images else learn.dls.valid
+        out = Path(out or run.path/(f'explain-{Path(images).resolve().name}.html' if images else 'explain.html')).expanduser()
         if out.is_dir(): out = out/'explain.html'
         _can_write('out', out)
         name,state = run.path.resolve().name,run.state
@@ -324,19 +345,34 @@ def cifar_explain(
         last = history.valid_accuracy.iloc[-1] if state=='done' and not images and len(history) else c.accuracy
         if abs(c.accuracy-last)>.02: print(f'At the end of its training it was {last:.2%}: are these the images that it was trained on? See --data')
     print(f'page: {out} ({out.stat().st_size/1e6:.1f} MB)')
+    _stop_if_unreadable('cifar_explain', bad)
 
 # %% ../nbs/14_cli.ipynb #b65379a5
 def _labelled_files(data, part, classes):
     "Image files and the numbers of their classes"
     path = data_path(data)
-    if (path/part).is_dir(): path = path/part
-    elif (path/('train' if part=='test' else 'test')).is_dir(): raise ValueError(f'{path}: it has no folder {part}, only the other part. See --data and --part')
+    parts = dict(train=path/'train' if (path/'train').is_dir() else None, test=test_folder(path))
+    if parts[part]: path = parts[part]
+    elif any(parts.values()): raise ValueError(f'{path}: it has no folder {part}, only the other part. See --data and --part')
     elif not path.is_dir(): raise ValueError(f'{data}: no such folder')
-    files = sorted(get_files(path, _img_exts))
-    if not files: raise ValueError(f'{path}: no images in it')
+    files = image_files(path)
     names = [o.parent.name for o in files]
     if strange := next((o for o,nm in zip(files, names) if nm not in classes), None): raise ValueError(f'{strange}: its folder is not named after a class of the model, which are {", ".join(classes)}. Say by --data which images to ask about')
     return files,np.array([classes.index(o) for o in names])
+
+def _own_test_images(model):
+    "The folder of images that a model was trained on. Raises `ValueError` for one without a test set"
+    path = _own_images(model)
+    if test_folder(path) or (path/'train').is_dir(): return path
+    raise ValueError(f'{path}: this model was trained on a part of these images, and there is no test folder. Say by --data which images to ask about')
+def _readable(files, predictor, bad):
+    "Return the indices and pixels of the files that can be decoded, at the predictor's size; the list `bad` takes the messages of the others"
+    kept,pixels = [],[]
+    for i,f in enumerate(files):
+        try: pixels.append(predictor.read(f))
+        except PredictError as e: bad.append(str(e))
+        else: kept.append(i)
+    return kept,pixels
 
 @call_parse(pos=['model'])
 def cifar_eval(
@@ -348,15 +384,21 @@ def cifar_eval(
     device:str='cpu', # cuda, cpu, mps; not for a file
 ):
     "Accuracy and calibration of a model on labelled images, and accuracy by class"
+    bad,kept,probs = [],[],[]
     try:
         look_up('--part', part, ('test','train'))
         _check_device(device)
         if csv: _can_write('csv', csv)
         predictor = load_predictor(model, device=device)
-        files,targs = _labelled_files(data or (_own_images(model) if isinstance(predictor, TorchPredictor) else 'cifar10'), part, predictor.classes)
+        if not data: data = _own_test_images(model) if isinstance(predictor, TorchPredictor) else 'cifar10'
+        files,targs = _labelled_files(data, part, predictor.classes)
         print(f'{predictor.name}: {len(files):,} images, {len(predictor.classes)} classes', flush=True)
-        probs = np.concatenate([predictor(files[i:i+1000], tta) for i in range(0, len(files), 1000)])
-        df = _table(files, probs, predictor.classes, targs)
+        for i in range(0, len(files), 1000):
+            some,pixels = _readable(files[i:i+1000], predictor, bad)
+            if some: probs.append(predictor(pixels, tta))
+            kept += [i+o for o in some]
+        if not kept: raise ValueError(f'none of the images can be read. The first: {bad[0]}')
+        df = _table([files[i] for i in kept], np.concatenate(probs), predictor.classes, targs[kept])
         if csv: df.drop(columns='probs').to_csv(csv, index=False)
     except (DataError,ValueError,OSError,ImportError) as e: _stop(f'cifar_eval: {error_text(e)}')
     except KeyboardInterrupt: _stop('\nStopped', 130)
@@ -364,6 +406,7 @@ def cifar_eval(
     print(f'accuracy {c.accuracy:.2%}{" with TTA" if tta else ""} ({(df.true==df.predicted).sum():,} right), negative log-likelihood {c.nll:.4f}, expected calibration error {c.ece:.3f}\n')
     print(per_class(df).round(4).to_string())
     if csv: print(f'\npredictions: {csv}')
+    _stop_if_unreadable('cifar_eval', bad)
 
 # %% ../nbs/14_cli.ipynb #08cd6df1
 @call_parse(pos=['model'])
@@ -379,6 +422,7 @@ def cifar_export(
     licence:str='apache-2.0', # Of the weights, by the name that the Hugging Face Hub has for it
 ):
     "Write a network with all it takes to use it elsewhere into one folder: weights, card, ONNX files"
+    bad = []
     try:
         formats = [] if formats=='none' else [look_up('format', o.strip(), [*export_formats]) for o in formats.split(',') if o.strip()]
         if int8 and 'onnx' not in formats: raise ValueError('--int8 is an ONNX file: name onnx in --formats')
@@ -388,18 +432,16 @@ def cifar_export(
         files,targs = _labelled_files(data, 'test', net.info['classes']) if data else (None,None)
         ranges = _labelled_files(data, 'train', net.info['classes'])[0] if int8 else None
         if int8 and set(ranges)==set(files): raise ValueError(f'--data {data}: it has no folder train, whose images --int8 needs')
-        out = Path(out or Path('exports')/(name or net.info['name']))
+        out = Path(out or Path('exports')/(name or net.info['name'])).expanduser()
         if 'onnx' in formats: onnx_packages('--formats onnx')
+        _can_write('out', out, folder=out.exists())
         check_model_folder(out)
-        _can_write('out', out, folder=out.is_dir())
         with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as side: # all files or none
             side = save_model(net, side, name, half, note=note, licence=licence)
             net = load_model(side) # as it is stored
             for k in formats: export_formats[k][0](net, side/f'model.{k}')
             if half and 'onnx' in formats: to_onnx(net, side/'model_fp16.onnx', half=True)
-            if int8:
-                some = np.random.default_rng(0).permutation(len(ranges))[:512]
-                quantise_onnx(side/'model.onnx', side/'model_int8.onnx', [ranges[i] for i in some])
+            if int8: quantise_onnx(side/'model.onnx', side/'model_int8.onnx', _readable([ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))[:512]], TorchPredictor(net), bad)[1])
             out.mkdir(exist_ok=True)
             for o in side.iterdir(): os.replace(o, out/o.name)
         made = {k: out/f'model.{k}' for k in formats}
@@ -408,11 +450,14 @@ def cifar_export(
         for o in {f for k in export_formats for f in out.glob(f'model*.{k}')}-set(made.values()): o.unlink() # of weights that are no longer here
         for o in sorted(out.iterdir()): print(f'{o}  {o.stat().st_size/1e6:.2f} MB')
         if not data: return
-        print(f'\non {len(files):,} test images, compared with torch in fp32:', flush=True)
-        table = compare_predictors({'weights': TorchPredictor(load_model(model)), **({'weights fp16': TorchPredictor(net)} if half else {}), **{k: load_predictor(o) for k,o in made.items()}}, files, np.array(net.info['classes'])[targs], rounds=0)
+        kept,pixels = _readable(files, TorchPredictor(net), bad)
+        if not kept: raise ValueError(f'{data}: none of the test images can be read. The first: {bad[0]}')
+        print(f'\non {len(kept):,} test images, compared with torch in fp32:', flush=True)
+        table = compare_predictors({'weights': TorchPredictor(load_model(model)), **({'weights fp16': TorchPredictor(net)} if half else {}), **{k: load_predictor(o) for k,o in made.items()}}, np.stack(pixels), np.array(net.info['classes'])[targs[kept]], rounds=0)
         print(table.drop(columns=['images_s','mb']).round(4).to_string())
     except (DataError,ValueError,OSError,ImportError) as e: _stop(f'cifar_export: {error_text(e)}')
     except KeyboardInterrupt: _stop('\nStopped', 130)
+    _stop_if_unreadable('cifar_export', bad)
 
 # %% ../nbs/14_cli.ipynb #d8b0601e
 @call_parse
@@ -431,6 +476,8 @@ def cifar_resume(
         print(f'{run.path.name} from checkpoint {run.info["resumed"][-1]["checkpoint"]}, on {learn.dls.device} in {r.precision(learn.dls.device)}', flush=True)
     _hush()
     try:
+        _at_least(1, epochs=epochs)
+        if not 0<lr_scale<math.inf: raise ValueError(f'--lr-scale {lr_scale}: expected a number above 0')
         _check_device(device)
         if then not in (None,'whole','last'):
             try: then = float(then)
@@ -458,7 +505,10 @@ def cifar_runs(
 ):
     "List runs, compare them, make room"
     try:
-        if not run and not Path(out).is_dir(): raise ValueError(f'--out {out}: no such folder. cifar_train makes it')
+        _at_least(1, keep=keep)
+        out = Path(out).expanduser()
+        if out.is_file(): raise ValueError(f'--out {out}: this is a file, not a folder of runs')
+        if not run and not out.is_dir(): raise ValueError(f'--out {out}: no such folder. cifar_train makes it')
         runs = {o.path.name: o for o in ([_find_run(o, out) for o in run] if run else find_runs(out))}
         table = runs_table(runs.values())
         if where:
@@ -473,7 +523,7 @@ def cifar_runs(
             differ = compare_recipes(*chosen)
             print('\n'+(differ.to_string() if len(differ) else 'the recipes are the same'))
         if plot:
-            _can_write('plot', plot)
+            plot = _can_write('plot', plot)
             fig = plot_runs(chosen)
             fig.savefig(plot, dpi=120)
             plt.close(fig)

@@ -9,47 +9,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import numpy as np
-from PIL import Image,ImageOps
+from PIL import Image
+from .codec import decode_image,ImageError
 
 # %% auto #0
 __all__ = ['PredictError', 'pixels', 'Predictor']
 
 # %% ../nbs/11_predict.ipynb #4eaff3a5
 class PredictError(ValueError):
-    "A file or an array that no prediction can be made of: the message says which one, and why"
-
-_max_pixels = 50_000_000 # more is a mistake or an attack: a few kB can unpack to gigabytes
+    "An invalid image or model file: the message says which one, and why"
 
 def pixels(
-    image # Path, bytes file, `PIL.Image`, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of whole numbers 0..255
-) -> np.ndarray: # [H, W, 3], uint8
-    "The RGB pixels of an image. Raises `PredictError` for what is none"
-    name = str(getattr(image, 'name', '') if hasattr(image, 'read') else image) if isinstance(image, (str,Path)) or hasattr(image, 'read') else type(image).__name__
-    try:
-        if isinstance(image, (str,Path)) or hasattr(image, 'read'): image = Image.open(image)
-        if isinstance(image, Image.Image):
-            if image.width*image.height>_max_pixels: raise PredictError(f'{name}: {image.width}x{image.height} pixels, and {_max_pixels:,} are the most. Make it smaller')
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I') or image.mode=='F': # more than 8 bits
-                a = np.asarray(image, float)
-                image = Image.fromarray((a/(257 if image.mode.startswith('I;16') or a.max()>255 else 1)).clip(0,255).round().astype(np.uint8))
-            if image.mode in ('RGBA','LA','PA') or 'transparency' in image.info:
-                image = image.convert('RGBA')
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            return np.array(image.convert('RGB'))
-    except PredictError: raise
-    except FileNotFoundError: raise PredictError(f'{name}: no such file') from None
-    except IsADirectoryError: raise PredictError(f'{name}: a folder, not an image') from None
-    except Image.DecompressionBombError: raise PredictError(f'{name}: more than {_max_pixels:,} pixels. Make it smaller') from None
-    except (OSError,ValueError,SyntaxError) as e: raise PredictError(f'{name}: not a readable image ({type(e).__name__})') from None
-    a = np.asarray(image)
-    if a.ndim==2: a = a[...,None]
-    if a.ndim!=3 or a.shape[-1] not in (1,3,4) or not a.size: raise PredictError(f'an array of shape {list(np.shape(image))}: expected [height, width] or [height, width, 1, 3 or 4]')
-    if a.dtype.kind not in 'iu': raise PredictError(f'an array of {a.dtype}: expected whole numbers from 0 to 255')
-    if a.min()<0 or a.max()>255: raise PredictError(f'an array of numbers from {a.min()} to {a.max()}: expected 0 to 255')
-    return pixels(Image.fromarray(a.astype(np.uint8).squeeze(-1) if a.shape[-1]==1 else a.astype(np.uint8)))
+    image, # Path, file, bytes of a file, Pillow image, or array [H, W] or [H, W, C], as for `decode_image`
+    size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
+) -> np.ndarray: # uint8 RGB, [H, W, 3]
+    "Decode one image by `decode_image`. Raise `PredictError` if that is impossible"
+    try: return decode_image(image, size)
+    except ImageError as e: raise PredictError(str(e)) from None
 
 # %% ../nbs/11_predict.ipynb #36ca29f4
+_batch_pixels = 2**24 # most pixels in a batch, so that large images do not fill the memory
+
 def _softmax(z):
     z = np.exp(z-z.max(-1, keepdims=True))
     return z/z.sum(-1, keepdims=True)
@@ -62,10 +42,9 @@ class Predictor:
     ):
         "Raises `PredictError` for a file that is missing, is not ONNX, or does not say what its classes are"
         try: import onnxruntime as ort
-        except ImportError:
-            raise ImportError("Predictor needs the package onnxruntime of the extra export. "
-                              "In a clone of the library: pip install -e '.[export]'") from None
-        self.path = Path(path)/'model.onnx' if Path(path).is_dir() else Path(path)
+        except ImportError: raise ImportError("Predictor needs the package onnxruntime of the extra export. In a clone of the library: pip install -e '.[export]'") from None
+        path = Path(path).expanduser()
+        self.path = path/'model.onnx' if path.is_dir() else path
         if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. `to_onnx` or cifar_export writes one')
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -89,20 +68,28 @@ class Predictor:
         views = [(.25,batch),(.125,padded[:,:h,:w]),(.125,padded[:,2*s:,2*s:])]
         return sum(k*(self._run(v)+self._run(v[:,:,::-1])) for k,v in views)
 
+    def read(self,
+        image # As for `pixels`
+    ) -> np.ndarray: # uint8 RGB, [size, size, 3]; of an array, [H, W, 3]
+        "Decode an image. Files and Pillow images are resized by Pillow as they are read, as in training; arrays keep their size, and the model resizes them"
+        in_memory = isinstance(image, np.ndarray) or hasattr(image, 'detach')
+        return pixels(image, None if in_memory else self.size)
+
     def __call__(self,
         images, # An image, as for `pixels`; a list of them; or a batch of pixels [N, H, W, 3], uint8
         tta:bool=False, # Test-time augmentation: six views of each image
-        bs:int=256 # Images in a batch; those of one size go together
+        bs:int=256 # Images in a batch, fewer if these are large; those of one size go together
     ) -> np.ndarray: # Probabilities [N, n_classes]; [n_classes] for a single image
-        "The probabilities of images. Raises `PredictError` before the first prediction for what is no image"
-        one = isinstance(images, (str,Path,Image.Image)) or hasattr(images, 'read') or isinstance(images, np.ndarray) and images.ndim<4
+        "Return the probabilities of images. Raise `PredictError` before the first prediction if one cannot be decoded"
+        one = isinstance(images, (str,Path,bytes,Image.Image)) or hasattr(images, 'read') or isinstance(images, np.ndarray) and images.ndim<4
         batch = isinstance(images, np.ndarray) and images.dtype==np.uint8 and images.ndim==4 and images.shape[-1]==3
-        arrays = images if batch else [pixels(o) for o in ([images] if one else images)]
+        arrays = images if batch else [self.read(o) for o in ([images] if one else images)]
         res,by_size = np.zeros((len(arrays),len(self.classes)), np.float32),{}
         for i,o in enumerate(arrays): by_size.setdefault(o.shape, []).append(i)
-        for ids in by_size.values():
-            for k in range(0, len(ids), bs):
-                some = ids[k:k+bs]
+        for (h,w,_),ids in by_size.items():
+            n = max(1, min(bs, _batch_pixels//(h*w)))
+            for k in range(0, len(ids), n):
+                some = ids[k:k+n]
                 res[some] = _softmax((self._views if tta else self._run)(np.stack([arrays[i] for i in some])))
         return res[0] if one else res
 

@@ -8,12 +8,15 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/run.html.md"""
 from __future__ import annotations
 import contextlib,json,os,platform,shlex,shutil,subprocess,sys,traceback,warnings
 from contextlib import contextmanager
+from dataclasses import asdict
 import fastai,cifar_fastai
 from fastai.vision.all import *
+from fastai.callback import fp16
 from filelock import FileLock,Timeout
 from safetensors.torch import save as tensor_bytes
 from torchvision.utils import make_grid
 from .data import look_up
+from .augment import Policy
 from .loaders import *
 from .schedule import *
 from .precision import *
@@ -57,7 +60,7 @@ def _versions(): return dict(python=platform.python_version(), torch=torch.__ver
 class Run:
     "The folder of one training: `run.json` (recipe, command, commit, versions, device, state), `history.csv`, `checkpoints/`, `model.safetensors`, `curves.png`, `tensorboard/` if wanted, `error.txt` if it failed"
     def __init__(self, path): # An existing run folder, or a `Run`
-        self.path = Path(getattr(path, 'path', path))
+        self.path = Path(getattr(path, 'path', path)).expanduser()
         self._lock = FileLock(self.path/'.lock')
 
     @classmethod
@@ -68,7 +71,7 @@ class Run:
         **info # What else shall be kept, such as the data and the device
     ) -> Run:
         "Make a new folder, never an old one"
-        root,i = Path(root),1
+        root,i = Path(root).expanduser(),1
         root.mkdir(parents=True, exist_ok=True)
         while True:
             path = root/(name if i==1 else f'{name}-{i}')
@@ -131,7 +134,7 @@ def model_input(
     with no_random(): x = dls.valid.new(bs=1, shuffle=False).one_batch()[0]
     return dict(classes=list(map(str, dls.vocab)), mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist(), size=x.shape[-1])
 
-class SaveRun(Callback):
+class SaveRun(FitCallback):
     "Write each epoch's row, and at the end, good or bad, the weights, the curves and the state, into a `Run`. What cannot be written is warned of, and the training goes on"
     order = History.order+1
     def __init__(self, run:Run): self.folder,self.n_before,self.each = run,0,True # `run` is fastai's own switch of a callback
@@ -196,6 +199,10 @@ def error_text(e:BaseException) -> str:
     "What an error says, without the line that fastai writes before the message of a callback"
     return str(e).split('\n\t')[-1]
 
+def _needed_cbs(learn):
+    "Names of the callbacks that a training depends on: not those that show it, nor the precision, which goes by the device"
+    return [type(o).__name__ for o in learn.cbs if getattr(o, 'needed_to_resume', not isinstance(o, (ProgressCallback,fp16.MixedPrecision)))]
+
 @patch
 def record(self:Run,
     learn:Learner, # A learner with a `History`
@@ -210,14 +217,13 @@ def record(self:Run,
         with learn.added_cbs(points): fit(learn)
         return learn
     with self.lock():
+        if 'cbs' not in self.info: saver._try('run.json', partial(self.update, cbs=_needed_cbs(learn)))
         try:
             with learn.added_cbs([saver,*logs,*points]): fit(learn)
         except (KeyboardInterrupt,Exception) as e:
-            leave_autocast()
             saver.learn = learn
             if isinstance(e, Exception): saver._try('error.txt', partial(self._add_error, e))
             saver.finish('interrupted' if isinstance(e, KeyboardInterrupt) else 'failed', f'{type(e).__name__}: {error_text(e)}')
-            for o in logs: o.close()
             raise
     return learn
 
@@ -234,14 +240,15 @@ def _traceable(model):
     for m in model.modules(): m.__dict__.pop('forward', None)
     return model
 
-class TensorBoardLog(Callback):
+class TensorBoardLog(FitCallback):
     "Scalars by step and by epoch, pictures, the graph, hyperparameters and range tests, for TensorBoard"
-    order,run_valid = SaveRun.order+1,False
+    order,run_valid,during = SaveRun.order+1,False,('fit','range_test')
     def __init__(self,
         log_dir, # Folder of the event files, made if it does not exist
         hparams=None, # Hyperparameters: a `Recipe`, or a dict
         n_images:int=25 # Images in a picture; 0 draws none
     ):
+        log_dir = Path(log_dir).expanduser()
         store_attr()
         self.writer,self.n_steps,self.n_epochs,self._steps,self._xb,self._pictures,self._end,self._new,self._void = None,0,0,[],None,False,None,False,False
 
@@ -267,9 +274,8 @@ class TensorBoardLog(Callback):
         self.writer.close()
         self.writer = None
 
-    def before_fit(self):
-        self.run = not (rank_distrib() or hasattr(self.learn, 'gather_preds'))
-        if self.run: self.close() # an interrupted fit leaves it open
+    def before_fit(self): self.run = not rank_distrib()
+    def cleanup(self): self.close()
 
     def before_train(self):
         if self.writer and self._void: self.writer.close(); self.writer = None
@@ -281,7 +287,7 @@ class TensorBoardLog(Callback):
         self._void = not (self.writer and self._new)
 
     def after_batch(self):
-        if hasattr(self.learn, 'lr_finder'): return
+        if self.in_range_test: return
         if self._xb is None: self._xb = self.xb
         hypers,l1 = self.opt.hypers[-1],getattr(self.learn, 'l1_penalty', None)
         step = dict(loss=self.loss.detach().mean(), lr=hypers['lr'])
@@ -303,7 +309,7 @@ class TensorBoardLog(Callback):
 
     def after_fit(self):
         if not self.writer: return
-        if hasattr(self.learn, 'lr_finder'): self.log_range_test(self.recorder.lrs, self.recorder.losses)
+        if self.in_range_test: self.log_range_test(self.recorder.lrs, self.recorder.losses)
         elif self._pictures and num_distrib()<2: self._try(self._misclassified)
         if self._end: self.writer.file_writer.add_summary(self._end)
         self.close()
@@ -367,13 +373,19 @@ def _first_process(make, device=None):
     from cifar_fastai.distributed import from_first
     return Run(from_first(lambda: str(make().path), device))
 
+def _plain(o):
+    "An argument of `image_dls` as JSON holds it"
+    if isinstance(o, Policy): return asdict(o)
+    if isinstance(o, (Tensor,np.ndarray,np.generic)): return o.tolist()
+    return [*map(_plain, o)] if isinstance(o, (list,tuple)) else o
+
 def train_runs(
     recipes, # A `Recipe` or its name, or several
     path, # Folder of images, as for `image_dls`
     seeds:int=1, # Trainings of each recipe, from its own seed upwards
     root='runs', # Folder of all runs
     name:str|None=None, # Name of the runs; the recipe's unless given
-    cbs=None, # Function that makes callbacks for each learner
+    cbs=None, # Function that makes callbacks for each learner; `resume` needs them again, except for those with the attribute `needed_to_resume=False`
     tensorboard:bool=False, # Write a TensorBoard log into each run?
     checkpoints:bool|dict=True, # Write `Checkpoints` into each run? Or their arguments
     before=noop, # Called with recipe, learner and run before each training
@@ -391,7 +403,7 @@ def train_runs(
             dls = each.dls(path, **kwargs)
             learn = each.learner(dls, cbs=cbs() if cbs else None)
             nm = '-'.join(([name] if name else [])+([r.name] if not name or len(rs)>1 else [])+([f's{seed}'] if seeds>1 else []))
-            run = _first_process(lambda: Run.new(nm, root, each, data=Path(path).name, images=str(Path(path).resolve()), dls=kwargs, tensorboard=tensorboard, checkpoints=checkpoints, processes=max(1, num_distrib()),
+            run = _first_process(lambda: Run.new(nm, root, each, data=Path(path).name, images=str(Path(path).expanduser().resolve()), dls={k: _plain(v) for k,v in kwargs.items()}, cbs=_needed_cbs(learn), tensorboard=tensorboard, checkpoints=checkpoints, processes=max(1, num_distrib()),
                                                  device=str(dls.device), device_name=device_name(dls.device), precision=each.precision(dls.device), **(info or {})), kwargs.get('device'))
             before(each, learn, run)
             try: run.record(learn, each.fit, tensorboard, checkpoints)
@@ -411,8 +423,12 @@ def by_recipe(
     "Group runs by what was trained on what; a second recipe of the same name gets a number"
     groups = {}
     for run in map(Run, runs):
-        what = {k:v for k,v in _recipe(run.info).items() if k!='seed'}
-        groups.setdefault(json.dumps([what,run.info.get('then'),run.info.get('data')], sort_keys=True), []).append(run)
+        info = run.info
+        what = {k: v for k,v in _recipe(info).items() if k!='seed'}
+        loaded = {k: v for k,v in info.get('dls', {}).items() if k not in ('device','num_workers','cache','seed')}
+        images,takes = info.get('images'),info.get('input') or {}
+        key = [what,loaded,info.get('then'),info.get('data'),images and os.path.realpath(images),takes.get('classes'),takes.get('size')]
+        groups.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     res = {}
     for group in groups.values():
         nm,i = _recipe(group[0].info).get('name', 'none'),2
@@ -474,7 +490,7 @@ def resume(
     checkpoint:bool|str=True, # Name of the checkpoint to go on from; True is the last one
     lr_scale:float=1., # Factor on all learning rates from here on
     data=None, # Folder of images; None is that of the run
-    cbs=None, # Further callbacks
+    cbs=None, # Callbacks besides the recipe's own: those that the run was trained with, and others
     before=noop, # Called with recipe, learner and run before the training
     **kwargs # Further arguments of `image_dls`, such as device
 ) -> Learner: # At the end of the training
@@ -488,15 +504,17 @@ def resume(
     if not (data or info.get('images')): raise ValueError(f'{run.path}: it does not say where its images are. Name their folder by `data`')
     with contextlib.nullcontext() if rank_distrib() else run.lock():
         at,parts = find_checkpoint(run.path/'checkpoints', checkpoint, run.resume_command)[0],_parts(info)
-        dls = parts[0].dls(data or info['images'], **{**info.get('dls', {}), **kwargs})
+        kwargs = {**info.get('dls', {}), **kwargs}
+        if isinstance(kwargs.get('policy'), dict): kwargs['policy'] = Policy(**kwargs['policy'])
+        dls = parts[0].dls(data or info['images'], **kwargs)
         parts,n = _longer(run.path, parts, epochs, then, len(dls.train)),run.checkpoints()[-1]['epoch']
         if run.state=='done' and checkpoint is True and n==sum(o.epochs for o in parts): raise ValueError(f'{run.path}: all {n} epochs are done. Give more `epochs` to train on, or an earlier `checkpoint`')
         learn = parts[0].learner(dls, cbs=cbs)
+        lost = [o for o in info.get('cbs', []) if o not in [type(cb).__name__ for cb in learn.cbs]]
+        if lost: raise ValueError(f'{run.path}: it was trained with the callbacks {", ".join(lost)}, which are missing. Give them again, as in resume(path, cbs=[{lost[0]}()])')
         _first_process(lambda: run, dls.device) # all have read it
         if not rank_distrib(): run.update(recipe=parts[0].to_dict(), then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
-                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, 
-                                at=time.strftime('%Y-%m-%d %H:%M:%S'), command=_command(*sys.argv))],
-                   processes=max(1, num_distrib()))
+                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=_command(*sys.argv))], cbs=_needed_cbs(learn), processes=max(1, num_distrib()))
         before(parts[0], learn, run)
         return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), points)
 
@@ -506,7 +524,7 @@ def find_runs(
 ) -> list: # `Run`s, the oldest first
     "The runs in a folder. Of one whose `run.json` is damaged it warns"
     res = []
-    for o in Path(root).glob('[!.]*/run.json'):
+    for o in Path(root).expanduser().glob('[!.]*/run.json'):
         run = Run(o.parent)
         try: res.append((run.info.get('started',''), run.path.name, run))
         except ValueError as e: warnings.warn(str(e))
