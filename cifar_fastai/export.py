@@ -8,6 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/export.html.md"""
 from __future__ import annotations
 import contextlib,hashlib,importlib,io,json,logging,time,warnings
 import safetensors.torch
+from functools import wraps
 from fastai.vision.all import *
 import cifar_fastai
 from .data import look_up
@@ -58,6 +59,18 @@ def model_card(
     lines += ['## Limits', '', 'It answers with one of its classes whatever it is shown, and knows nothing but images like those that it was trained on. Its probabilities are not calibrated unless the table says so.', '']
     return '\n'.join(lines)
 
+def _beside_fastai(f):
+    "Wrap a function that hides one of fastai, so that a call meant for that one says where it is"
+    hidden = f"{f.__name__} of cifar_fastai: {{}}. fastai's own function is fastai.learner.{f.__name__}"
+    @wraps(f)
+    def inner(*args, **kwargs):
+        try: inspect.signature(f).bind(*args, **kwargs)
+        except TypeError as e: raise TypeError(hidden.format(e)) from None
+        if len(args)>1 and isinstance(args[1], nn.Module): raise TypeError(hidden.format('the second argument is a model'))
+        return f(*args, **kwargs)
+    return inner
+
+@_beside_fastai
 def save_model(
     learn, # A learner, or a model that `load_model` gave
     path, # Folder to write, made if it does not exist; one that such a model was saved into before is overwritten
@@ -117,6 +130,7 @@ def _find(path, runs):
     if info['format']>_format: raise ValueError(f'{path}: written by a newer version of the library, {info.get("versions",{}).get("cifar_fastai","")}. pip install -U cifar_fastai')
     return folder,info
 
+@_beside_fastai
 def load_model(
     path, # Folder that `save_model` wrote, folder of a run or its name in `runs`, or a name in `released_models()`
     device='cpu', # Where to put it

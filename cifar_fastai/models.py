@@ -11,16 +11,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from .data import look_up
 
 # %% auto #0
-__all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'resnet18', 'ChannelAttention',
-           'GlobalAvgPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet', 'whitening_filters',
-           'identity_init', 'BiasNorm', 'speednet', 'set_whitening', 'ModelSummary', 'model_summary']
+__all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'cifar_resnet18',
+           'ChannelAttention', 'GlobalAvgPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet',
+           'whitening_filters', 'identity_init', 'BiasNorm', 'speednet', 'set_whitening', 'ModelSummary',
+           'model_summary']
 
 # %% ../nbs/03_models.ipynb #88bce8d5
 architectures = {} # the models by name
 
-def register_model(f):
-    "Decorator: keep the model function `f` in `architectures` under its name"
-    architectures[f.__name__] = f
+def register_model(
+    f=None, # Model function: takes the number of classes as `n_out`, returns an `nn.Module`
+    name:str|None=None # Name in `architectures`; None is that of the function
+):
+    "Decorate a model function, as `@register_model` or `@register_model(name='mine')`, to keep it in `architectures`"
+    if f is None: return partial(register_model, name=name)
+    architectures[name or f.__name__] = f
     return f
 
 def create_model(
@@ -74,8 +79,8 @@ class BasicBlock(nn.Module):
         return self.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 # %% ../nbs/03_models.ipynb #47036d7c
-@register_model
-def resnet18(
+@register_model(name='resnet18') # as recipes and saved models call it
+def cifar_resnet18(
     n_out:int=10, # Number of classes
     norm:str='batch', # 'batch'; 'layer', one group of all channels; or 'group', pairs of channels
     shortcut_norm:str='batch', # Norm of the three shortcuts: 'batch' whatever `norm` is, as published
@@ -89,6 +94,9 @@ def resnet18(
         stem=nn.Sequential(nn.Conv2d(n_in, width, 3, padding=1, bias=False), _norm(norm)(width), nn.ReLU(inplace=True)),
         **{f'layer{i+1}': stage(nfs[max(i-1,0)], nf, 2 if i else 1) for i,nf in enumerate(nfs)},
         pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(nfs[-1], n_out)))
+
+# %% ../nbs/03_models.ipynb #89d12e63
+resnet18 = cifar_resnet18 # the former name; not exported by `import *`, where `resnet18` is the one of fastai.vision.all
 
 # %% ../nbs/03_models.ipynb #d1d61bd5
 class ChannelAttention(nn.Module):
