@@ -11,17 +11,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from .data import look_up
 
 # %% auto #0
-__all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'resnet18', 'ChannelAttention',
-           'GlobalAvgPool', 'GlobalMaxPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet',
+__all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'cifar_resnet18',
+           'ChannelAttention', 'GlobalAvgPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet',
            'whitening_filters', 'identity_init', 'BiasNorm', 'speednet', 'set_whitening', 'ModelSummary',
            'model_summary']
 
 # %% ../nbs/03_models.ipynb #88bce8d5
 architectures = {} # the models by name
 
-def register_model(f):
-    "Decorator: keep the model function `f` in `architectures` under its name"
-    architectures[f.__name__] = f
+def register_model(
+    f=None, # Model function: takes the number of classes as `n_out`, returns an `nn.Module`
+    name:str|None=None # Name in `architectures`; None is that of the function
+):
+    "Decorate a model function, as `@register_model` or `@register_model(name='mine')`, to keep it in `architectures`"
+    if f is None: return partial(register_model, name=name)
+    architectures[name or f.__name__] = f
     return f
 
 def create_model(
@@ -75,8 +79,8 @@ class BasicBlock(nn.Module):
         return self.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 # %% ../nbs/03_models.ipynb #47036d7c
-@register_model
-def resnet18(
+@register_model(name='resnet18') # as recipes and saved models call it
+def cifar_resnet18(
     n_out:int=10, # Number of classes
     norm:str='batch', # 'batch'; 'layer', one group of all channels; or 'group', pairs of channels
     shortcut_norm:str='batch', # Norm of the three shortcuts: 'batch' whatever `norm` is, as published
@@ -90,6 +94,9 @@ def resnet18(
         stem=nn.Sequential(nn.Conv2d(n_in, width, 3, padding=1, bias=False), _norm(norm)(width), nn.ReLU(inplace=True)),
         **{f'layer{i+1}': stage(nfs[max(i-1,0)], nf, 2 if i else 1) for i,nf in enumerate(nfs)},
         pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(nfs[-1], n_out)))
+
+# %% ../nbs/03_models.ipynb #89d12e63
+resnet18 = cifar_resnet18 # the former name; not exported by `import *`, where `resnet18` is the one of fastai.vision.all
 
 # %% ../nbs/03_models.ipynb #d1d61bd5
 class ChannelAttention(nn.Module):
@@ -122,11 +129,6 @@ class ChannelAttention(nn.Module):
 class GlobalAvgPool(nn.Module):
     "The average of a map, as `nn.AdaptiveAvgPool2d(1)`, whose gradient is a tensor of its own and not one value seen many times, so that batch norm before it goes back quickly on a CPU"
     def forward(self, x): return F.avg_pool2d(x, x.shape[-2:])
-
-class GlobalMaxPool(nn.Module):
-    "Maximum of each feature map, [N, C, 1, 1]. A compiler fuses it, unlike `nn.AdaptiveMaxPool2d(1)`"
-    # not `amax`: its gradient looks for the maximum by `==`, which fails where a fused kernel has not rounded to bf16
-    def forward(self, x): return F.max_pool2d(x, x.shape[-2:])
 
 @register_model
 def attention_net(
@@ -192,7 +194,7 @@ def davidnet(
         layer1=SkipStage(64, 128, skip),
         layer2=conv_pool_norm(128, 256, pool=True),
         layer3=SkipStage(256, 512, skip),
-        pool=GlobalMaxPool(), flatten=nn.Flatten(), fc=nn.Linear(512, n_out), scale=Scale(scale)))
+        pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(512, n_out), scale=Scale(scale)))
 
 # %% ../nbs/03_models.ipynb #c0cab0f6
 def whitening_filters(
@@ -203,9 +205,9 @@ def whitening_filters(
     "Filters that make the patches of `x` uncorrelated and of variance 1 (T. Balsam, hlb-CIFAR10, 2023)"
     patches = F.unfold(x.float(), size).transpose(1,2).flatten(0,1) # [N*places, C*size*size]
     patches = patches-patches.mean(0)
-    cov = (patches.t()@patches).cpu().double()/len(patches) # MPS has neither float64 nor eigh
+    cov = (patches.t()@patches).double()/len(patches)
     values,vectors = torch.linalg.eigh(cov)
-    filters = (vectors/(values+eps).sqrt()).t().flip(0).float().to(x.device).view(-1, x.shape[1], size, size)
+    filters = (vectors/(values+eps).sqrt()).t().flip(0).float().view(-1, x.shape[1], size, size)
     return torch.cat([filters,-filters])
 
 # %% ../nbs/03_models.ipynb #f8f2fc73
@@ -269,7 +271,7 @@ def speednet(
     nn.init.zeros_(first.bias)
     model = nn.Sequential(OrderedDict(
         whiten=first, act=act(), **{f'layer{i+1}': _ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))},
-        pool=GlobalMaxPool(), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1] if scaled else 1.)))
+        pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1] if scaled else 1.)))
     return identity_init(model) if identity else model
 
 def set_whitening(
