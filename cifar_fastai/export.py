@@ -20,8 +20,9 @@ from .predict import Predictor,pixels
 from .run import Run,model_input,_side,_traceable,_write
 
 # %% auto #0
-__all__ = ['export_formats', 'model_card', 'save_model', 'released_models', 'load_model', 'saved_learner', 'PixelModel',
-           'TorchPredictor', 'to_onnx', 'load_predictor', 'quantise_onnx', 'compare_predictors']
+__all__ = ['export_formats', 'model_card', 'check_model_folder', 'save_model', 'released_models', 'load_model', 'saved_learner',
+           'PixelModel', 'TorchPredictor', 'onnx_packages', 'to_onnx', 'load_predictor', 'quantise_onnx',
+           'compare_predictors']
 
 # %% ../nbs/12_export.ipynb #36381fb1
 def _input(o):
@@ -59,6 +60,15 @@ def model_card(
     lines += ['## Limits', '', 'It answers with one of its classes whatever it is shown, and knows nothing but images like those that it was trained on. Its probabilities are not calibrated unless the table says so.', '']
     return '\n'.join(lines)
 
+def check_model_folder(
+    path # Folder to save a model into
+) -> Path:
+    "Raise `ValueError` for a file, and for a folder that holds something other than a saved model"
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_dir(): raise ValueError(f'{path}: a file. save_model writes a folder')
+    if path.is_dir() and any(path.iterdir()) and not _is_saved(path): raise ValueError(f'{path}: a folder with something else in it. Choose a new one')
+    return path
+
 def _beside_fastai(f):
     "Wrap a function that hides one of fastai, so that a call meant for that one says where it is"
     hidden = f"{f.__name__} of cifar_fastai: {{}}. fastai's own function is fastai.learner.{f.__name__}"
@@ -82,9 +92,7 @@ def save_model(
     recipe:Recipe|None=None # Which says the architecture, for a learner that `Recipe.learner` did not make
 ) -> Path: # The folder: `model.safetensors`, `config.json`, and the card, `README.md`
     "Save a network with all it takes to use it. Raises `ValueError` for a folder that holds something else, and for weights that are no numbers"
-    path = Path(path)
-    if path.exists() and not path.is_dir(): raise ValueError(f'{path}: a file. save_model writes a folder')
-    if path.is_dir() and any(path.iterdir()) and not _is_saved(path): raise ValueError(f'{path}: a folder with something else in it. Choose a new one')
+    path = check_model_folder(path)
     info = _learned(learn, recipe) if isinstance(learn, Learner) else dict(_input(learn))
     model = _traceable(learn.model if isinstance(learn, Learner) else learn)
     if bad := [k for k,v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]: raise ValueError(f'save_model: {bad[0]} is not a number everywhere. The training went astray, and nothing was saved')
@@ -114,9 +122,9 @@ def released_models() -> list: # Names
 
 def _find(path, runs):
     "The folder that is meant, and what it says of its model"
-    folder = Path(path)
-    if not folder.exists() and (Path(runs)/path/'run.json').is_file(): folder = Path(runs)/path
-    if not folder.exists() and folder.name==str(path): folder = _released/look_up('run, folder or released model', str(path), [*sorted(o.parent.name for o in Path(runs).glob('[!.]*/run.json')),*released_models()])
+    folder,runs = Path(path).expanduser(),Path(runs).expanduser()
+    if not folder.exists() and (runs/path/'run.json').is_file(): folder = runs/path
+    if not folder.exists() and folder.name==str(path): folder = _released/look_up('run, folder or released model', str(path), [*sorted(o.parent.name for o in runs.glob('[!.]*/run.json')),*released_models()])
     if (folder/'run.json').is_file():
         run = Run(folder)
         i,r = run.info,run.info.get('recipe')
@@ -127,7 +135,9 @@ def _find(path, runs):
     if not folder.is_dir(): raise ValueError(f'{path}: {"a file" if folder.is_file() else "no such folder"}. Give a folder that save_model wrote, a run, or one of {", ".join(released_models())}')
     if not _is_saved(folder): raise ValueError(f'{path}: no model in this folder. save_model and cifar_export write config.json and model.safetensors')
     info = json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    if info['format']>_format: raise ValueError(f'{path}: written by a newer version of the library, {info.get("versions",{}).get("cifar_fastai","")}. pip install -U cifar_fastai')
+    if info['format']>_format:
+        version = info.get('versions', {}).get('cifar_fastai', '')
+        raise ValueError(f'{path}: of a newer version of the library, {version}. Update it: git pull in its clone')
     return folder,info
 
 @_beside_fastai
@@ -218,17 +228,23 @@ class TorchPredictor(Predictor):
         target=None, # None: the predicted class; a class, by name or number; or a function of the logits
         layer=None, # As for `GradCAM`: None is the last layer that gives a feature map
         method='gradcam', # As for `GradCAM`
-        flip:bool=False # As for `GradCAM`
+        flip:bool=False, # As for `GradCAM`
+        reshape=None # As for `GradCAM`
     ) -> np.ndarray: # Class activation map [size, size], 0..1
         "Where the network looks"
         if isinstance(target, str): target = self.classes.index(look_up('class', target, self.classes))
-        with GradCAM(self.net.model, layer, method, flip) as cam: return cam(self.net.normalise(self._tensor(self.read(image)[None])), target)[0].cpu().numpy()
+        with GradCAM(self.net.model, layer, method, flip, reshape) as cam: return cam(self.net.normalise(self._tensor(self.read(image)[None])), target)[0].cpu().numpy()
 
 # %% ../nbs/12_export.ipynb #89be089b
-def _onnx(who, *names):
-    "The packages of the extra"
+def onnx_packages(
+    who:str, # Function or command that needs them, for the message
+    names:tuple=('onnx','onnxruntime','onnxscript') # Packages to import
+) -> list: # Modules
+    "Import the packages of the extra `export`. Raises `ImportError` that says how to install them"
     try: return [importlib.import_module(o) for o in names]
-    except ImportError as e: raise ImportError(f"{who} needs {e.name}: pip install 'cifar_fastai[export]'") from None
+    except ImportError as e:
+        raise ImportError(f"{who} needs the package {e.name} of the extra export. "
+                          "In a clone of the library: pip install -e '.[export]'") from None
 
 class _GlobalMax(nn.Module):
     "`nn.AdaptiveMaxPool2d(1)`, which ONNX has no form of under torch 2.11"
@@ -243,9 +259,10 @@ def to_onnx(
     tolerance:float|None=None # Largest difference of a probability, or of a logit of order 1, from torch's. None is 1e-4, with `half` 2e-2
 ) -> Path: # The file
     "Write the model as one ONNX file (opset 18) that takes uint8 pixels [N, H, W, 3] of any number and size. Before it takes its name, it is checked by onnx, and in onnxruntime against torch. Raises `ValueError` if they differ, or for a model that ONNX has no form of; the model stays as it is"
-    onnx,ort,_ = _onnx('to_onnx', 'onnx', 'onnxruntime', 'onnxscript')
-    if Path(path).is_dir(): raise ValueError(f'to_onnx: {path} is a folder. Give a file in it, such as {Path(path)/"model.onnx"}')
-    path,net,tolerance = Path(path),PixelModel(learn, logits).to(memory_format=torch.contiguous_format),tolerance if tolerance is not None else 2e-2 if half else 1e-4
+    onnx,ort,_ = onnx_packages('to_onnx')
+    path = Path(path).expanduser()
+    if path.is_dir(): raise ValueError(f'to_onnx: {path} is a folder. Give a file in it, such as {path/"model.onnx"}')
+    net,tolerance = PixelModel(learn, logits).to(memory_format=torch.contiguous_format),tolerance if tolerance is not None else 2e-2 if half else 1e-4
     for m in list(net.modules()):
         for k,o in m.named_children():
             if isinstance(o, nn.AdaptiveMaxPool2d) and o.output_size in (1,(1,1)): setattr(m, k, _GlobalMax())
@@ -294,7 +311,7 @@ def load_predictor(
     **kwargs # Further arguments of `TorchPredictor`
 ) -> Predictor:
     "The predictor that a command's MODEL means: for a file what reads its format, torch for all else"
-    path = Path(model)
+    path = Path(model).expanduser()
     if path.is_dir() and not _is_saved(path): path = next((o for k in export_formats if (o := path/f'model.{k}').is_file()), path)
     if path.suffix[1:] in export_formats: return export_formats[path.suffix[1:]][1](path)
     return TorchPredictor(load_model(model, runs=runs), **kwargs)
@@ -307,7 +324,7 @@ def quantise_onnx(
     bs:int=64 # Images in a batch
 ) -> Path: # The file
     "Write an 8-bit file: static quantisation by onnxruntime, weights by channel, in 7 bits so that sums do not overflow on CPUs without VNNI"
-    onnx,ort = _onnx('quantise_onnx', 'onnx', 'onnxruntime')
+    onnx,ort = onnx_packages('quantise_onnx', ('onnx','onnxruntime'))
     from onnxruntime.quantization import CalibrationDataReader,QuantFormat,QuantType,quantize_static
     predictor = Predictor(path)
     if not len(images): raise ValueError('quantise_onnx: no images for the ranges of the activations')
@@ -315,7 +332,7 @@ def quantise_onnx(
     class Images(CalibrationDataReader):
         def __init__(self): self.batches = ({'pixels': x[i:i+bs]} for i in range(0, len(x), bs))
         def get_next(self): return next(self.batches, None)
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.is_dir(): raise ValueError(f'quantise_onnx: {out} is a folder. Give a file in it, such as {out/"model_int8.onnx"}')
     out.parent.mkdir(parents=True, exist_ok=True)
     with _side(out) as side,warnings.catch_warnings():

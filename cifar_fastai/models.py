@@ -12,9 +12,9 @@ from .data import look_up
 
 # %% auto #0
 __all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'cifar_resnet18',
-           'ChannelAttention', 'GlobalAvgPool', 'attention_net', 'conv_pool_norm', 'SkipStage', 'Scale', 'davidnet',
-           'whitening_filters', 'identity_init', 'BiasNorm', 'speednet', 'set_whitening', 'ModelSummary',
-           'model_summary']
+           'ChannelAttention', 'GlobalAvgPool', 'GlobalMaxPool', 'attention_net', 'conv_pool_norm', 'SkipStage',
+           'Scale', 'davidnet', 'whitening_filters', 'identity_init', 'BiasNorm', 'speednet', 'set_whitening',
+           'ModelSummary', 'model_summary']
 
 # %% ../nbs/03_models.ipynb #88bce8d5
 architectures = {} # the models by name
@@ -130,6 +130,11 @@ class GlobalAvgPool(nn.Module):
     "The average of a map, as `nn.AdaptiveAvgPool2d(1)`, whose gradient is a tensor of its own and not one value seen many times, so that batch norm before it goes back quickly on a CPU"
     def forward(self, x): return F.avg_pool2d(x, x.shape[-2:])
 
+class GlobalMaxPool(nn.Module):
+    "Maximum of each feature map, [N, C, 1, 1]. A compiler fuses it, unlike `nn.AdaptiveMaxPool2d(1)`"
+    # not `amax`: its gradient looks for the maximum by `==`, which fails where a fused kernel has not rounded to bf16
+    def forward(self, x): return F.max_pool2d(x, x.shape[-2:])
+
 @register_model
 def attention_net(
     n_out:int=10, # Number of classes
@@ -194,7 +199,7 @@ def davidnet(
         layer1=SkipStage(64, 128, skip),
         layer2=conv_pool_norm(128, 256, pool=True),
         layer3=SkipStage(256, 512, skip),
-        pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(512, n_out), scale=Scale(scale)))
+        pool=GlobalMaxPool(), flatten=nn.Flatten(), fc=nn.Linear(512, n_out), scale=Scale(scale)))
 
 # %% ../nbs/03_models.ipynb #c0cab0f6
 def whitening_filters(
@@ -205,9 +210,9 @@ def whitening_filters(
     "Filters that make the patches of `x` uncorrelated and of variance 1 (T. Balsam, hlb-CIFAR10, 2023)"
     patches = F.unfold(x.float(), size).transpose(1,2).flatten(0,1) # [N*places, C*size*size]
     patches = patches-patches.mean(0)
-    cov = (patches.t()@patches).double()/len(patches)
+    cov = (patches.t()@patches).cpu().double()/len(patches) # MPS has neither float64 nor eigh
     values,vectors = torch.linalg.eigh(cov)
-    filters = (vectors/(values+eps).sqrt()).t().flip(0).float().view(-1, x.shape[1], size, size)
+    filters = (vectors/(values+eps).sqrt()).t().flip(0).float().to(x.device).view(-1, x.shape[1], size, size)
     return torch.cat([filters,-filters])
 
 # %% ../nbs/03_models.ipynb #f8f2fc73
@@ -271,7 +276,7 @@ def speednet(
     nn.init.zeros_(first.bias)
     model = nn.Sequential(OrderedDict(
         whiten=first, act=act(), **{f'layer{i+1}': _ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))},
-        pool=nn.AdaptiveMaxPool2d(1), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1] if scaled else 1.)))
+        pool=GlobalMaxPool(), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1] if scaled else 1.)))
     return identity_init(model) if identity else model
 
 def set_whitening(
