@@ -351,17 +351,19 @@ def warm_up(
     steps:int=3 # Training steps at each image size
 ): # Function without arguments that puts the initial weights back
     "Compile kernels and choose convolution algorithms for every image size of a training, then restore the learner"
-    x,_ = learn.dls.train.one_batch()
-    size,small = x.shape[-1],recipe.small
-    sides = sorted({progressive_side(i/100, size, *small) for i in range(100)}) if small else [size]
     model,dl = learn.model.to(learn.dls.device),learn.dls.train
-    initial,epoch,random = {k: v.clone() for k,v in model.state_dict().items()},getattr(dl, 'epoch', None),random_state()
+    size = dl.one_batch()[0].shape[-1]
+    sides = [size]
+    if recipe.small: sides = sorted({progressive_side(i/100, size, *recipe.small) for i in range(100)})
+    weights,rng,epoch = deepcopy(model.state_dict()),random_state(),getattr(dl, 'epoch', None)
+    n_epoch = math.ceil(steps*len(sides)/len(dl))
+    with learn.no_bar(),learn.no_logging(): learn.fit(n_epoch, lr=_idle, cbs=_WarmUpSteps(sides, steps))
+
     def restore():
-        model.load_state_dict(initial)
+        model.load_state_dict(weights)
         learn.opt = None
-    with learn.no_bar(),learn.no_logging(): learn.fit(math.ceil(steps*len(sides)/len(dl)), lr=_idle, cbs=_WarmUpSteps(sides, steps))
     restore()
-    set_random_state(random)
+    set_random_state(rng)
     if epoch is not None: dl.epoch = epoch
     return restore
 
