@@ -140,6 +140,10 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, muon=muon, steps=steps,
                                       renorm=renorm, compile=compile, n=0, lr_mult=1.))
 
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        for group in self.param_groups: group.setdefault('compile', False) # of version 0.1.0
+
     @torch.no_grad()
     def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
