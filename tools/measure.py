@@ -41,6 +41,11 @@ class Row:
 def table(quick):
     "What there is to measure, in the order in which it is started"
     fill, bf16 = recipes['davidnet'].policy.but(published_fill=True), dict(half='bf16')
+    curriculum = dict( # candidate `cur9` of results/speedrun_candidates.csv
+        valid='test', half='bf16', compile=True, drop_last=True, epochs=9, bs=1536, schedule=Linear(.205), mom=.655,
+        opt_args=dict(bias_lr=88., head_lr=832., bias_mom=.825, decay=8e-7), whiten=.2, label_smoothing=.09,
+        model_args=dict(act='silu'), policy=recipes['speedrun'].policy.but(brightness=.14, contrast=.13),
+        small=(.75,.676), unsure=.7)
     if quick:
         tiny = dict(epochs=2, bs=250, model_args=dict(widths=[8,16,16], depth=1))
         return [
@@ -59,6 +64,7 @@ def table(quick):
         *[Row(o, o, seeds=(0,1,2,3,4), weight=.5) for o in ('attention_modern','attention')],
         Row('davidnet_held_out', 'davidnet', dict(valid=.1), (0,1)),
         Row('speedrun', 'speedrun', seeds=tuple(range(25)), kind='repeats'), # airbench beside it
+        Row('speedrun_curriculum', 'speedrun', curriculum, seeds=tuple(range(25)), kind='repeats'),
         Row('speedrun96', 'speedrun96', seeds=(0,1,2), kind='repeats'),
         *[Row(f'speed_{o}', o, kind='speed') for o in ('resnet18','layernorm_resnet18','davidnet','attention')],
     ]
