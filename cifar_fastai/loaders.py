@@ -25,7 +25,9 @@ class SeededDL(TfmdDL):
         seed:int|None=None, # The same seed repeats; None draws one from torch's random state
         **kwargs
     ):
-        super().__init__(dataset, bs=bs, **kwargs)
+        state = random.getstate()
+        super().__init__(dataset, bs=bs, **kwargs) # draws a seed for an order that is not used
+        random.setstate(state)
         self.seed,self.epoch,self.now,self._looks = int(torch.randint(2**31, ()) if seed is None else seed),0,0,0
 
     def before_iter(self):

@@ -361,9 +361,7 @@ class TensorBoardLog(FitCallback):
             self.writer.add_graph(_traceable(self.model), xb)
 
     def _misclassified(self):
-        learn = self.learn
-        with learn.removed_cbs([o for o in learn.cbs if o.order>=Recorder.order]): # predicting would clear the recorder
-            fig = plot_misclassified(learn, n=self.n_images)
+        fig = plot_misclassified(self.learn, n=self.n_images)
         self.writer.add_figure('images/misclassified', fig, self.n_steps)
 
 # %% ../nbs/10_run.ipynb #01a52dc3

@@ -215,7 +215,13 @@ class _FitScopes:
         plain = type(self.learn)._with_events
         if event_type!='fit': return plain(self.learn, f, event_type, ex, final)
         with self.scope('range_test' if hasattr(self.learn, 'lr_finder') else 'fit'):
+            self.cleanups[-1].callback(vars(self.learn).pop, 'get_preds', None)
+            self.learn.get_preds = self.get_preds
             plain(self.learn, f, event_type, ex, final)
+
+    def get_preds(self, *args, **kwargs):
+        "In place of `Learner.get_preds` within a fit: the loader that it makes draws from the RNG state"
+        with _same_rng(): return type(self.learn).get_preds(self.learn, *args, **kwargs)
 
     def validation_context(self, cbs=None, inner=False):
         "In place of `Learner.validation_context`: an evaluation within a fit starts and ends no fit"
@@ -236,15 +242,16 @@ class _FitScopes:
     @contextmanager
     def restored(self):
         "Restore the loop, the recorder, the metrics, the loaders and the RNG state"
-        learn,rng = self.learn,random_state()
+        learn = self.learn
         recorders = [o for o in learn.cbs if isinstance(o, Recorder)]
         objects = [*recorders, *learn.metrics, *learn.dls.loaders]
         for o in recorders: objects += [o.loss, o.smooth_loss]
+        for o in learn.dls.loaders: objects += _transforms(o)
         values = [(o, _copied_lists(o)) for o in objects if hasattr(o, '__dict__')]
         loop = {k: v for k,v in vars(learn).items() if k in self.loop}
         modes = [(m, m.training) for m in learn.model.modules()]
         generators = [(o.rng, o.rng.getstate()) for o in learn.dls.loaders if hasattr(o, 'rng')]
-        with ExitStack() as aside:
+        with _same_rng(),ExitStack() as aside:
             for cb in self.entered: aside.enter_context(cb.aside())
             try: yield
             finally:
@@ -252,7 +259,17 @@ class _FitScopes:
                 vars(learn).update(loop)
                 for m,training in modes: m.training = training
                 for o,state in generators: o.setstate(state)
-                set_random_state(rng)
+
+@contextmanager
+def _same_rng():
+    state = random_state()
+    try: yield
+    finally: set_random_state(state)
+
+def _transforms(dl):
+    "Transforms of a loader that remember something of the epoch"
+    pipelines = [getattr(dl, o, None) for o in ('after_item','before_batch','after_batch')]
+    return [f for o in pipelines for f in getattr(o, 'fs', []) if hasattr(f, 'start_epoch')]
 
 def _copied_lists(o): return {k: copy(v) if isinstance(v, (list,L)) else v for k,v in vars(o).items()}
 
