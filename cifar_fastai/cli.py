@@ -10,7 +10,7 @@ import importlib.util,os,sys,tempfile,warnings
 from dataclasses import replace
 from fastcore.script import call_parse,store_true
 from fastai.vision.all import *
-from .codec import ImageError,image_files
+from .codec import image_files
 from .data import *
 from .models import *
 from .schedule import *

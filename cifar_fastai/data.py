@@ -60,7 +60,8 @@ _pixel_rules = '2' # raise it when `decode_image` changes: pixels that were cach
 
 def _listing(path):
     "List the images in the class folders of `path` as (relative path, size, times of modification and change, inode), and warn about other files"
-    found,left = scan_images(path)
+    try: found,left = scan_images(path)
+    except ImageError as e: raise DataError(str(e)) from None
     res = []
     for f in found:
         if f.count('/')!=1: left['not directly in the folder of a class'] += 1
