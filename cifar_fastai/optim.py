@@ -74,9 +74,12 @@ def adam(
 
 # %% ../nbs/04_optim.ipynb #212ac538
 def cpu_has_bf16() -> bool: # False: bf16 would be emulated, far slower than fp32
-    "Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, SVE-BF16). The environment variable `CIFAR_FASTAI_BF16`, 1 or 0, overrides it"
+    """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, SVE-BF16)
+
+    The environment variable `CIFAR_FASTAI_BF16`, 1 or 0, overrides it."""
     setting = os.environ.get('CIFAR_FASTAI_BF16', '')
-    if setting not in ('','0','1'): raise ValueError(f'CIFAR_FASTAI_BF16={setting}: expected 0 or 1. Set one of them, or unset it to use what the CPU has')
+    if setting not in ('','0','1'):
+        raise ValueError(f'CIFAR_FASTAI_BF16={setting}: expected 0 or 1. Unset it to use what the CPU has')
     if setting: return setting=='1'
     caps = getattr(torch.cpu, 'get_capabilities', dict)()
     return torch.cpu._is_avx512_bf16_supported() or bool(caps.get('sve_bf16', False))
