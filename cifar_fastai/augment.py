@@ -1,4 +1,4 @@
-"""What shall happen to a training image is said once, in a `Policy`; albumentations does it image by image, or the device does it to a whole batch
+"""Define augmentation once, as a `Policy`, and run it with albumentations image by image, or on the device batch by batch
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/augment.html.md"""
 
@@ -29,7 +29,7 @@ class Policy:
     rotate:float=0. # Largest rotation, in degrees
     affine_p:float=1. # Probability of shift, scale and rotation, done together
     flip:float=0. # Probability of a mirror image
-    alternate:bool=False # Mirror half of the images in one epoch and the other half in the next (airbench), instead of by chance
+    alternate:bool=False # Mirror half of the images in one epoch and the other half in the next (airbench), instead of at random
     hole:int=0 # Side in pixels of a square hole, wholly inside the image, filled with the fill
     hole_p:float=1. # Probability of the hole
     brightness:float=0. # Largest change of brightness, as a share of the full range
@@ -243,14 +243,14 @@ def _fill(values, dtype, device):
 def augment_batch(
     x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1, on any device
     policy:Policy, # What to do
-    g:torch.Generator|None=None, # Source of chance, on the same device; None is torch's own
+    g:torch.Generator|None=None, # Random number generator on the same device; None uses torch's default
     mean:tuple=cifar_mean, # Mean of the training images: the fill
     std:tuple=cifar_std, # Their standard deviation: the fill, if published
     epoch:int=0, # Number of the epoch, for alternating flip
     seed:int=0, # Seed of the coin of alternating flip
     draw=None # Random numbers of a whole epoch; None draws for this batch
 ) -> Tensor: # Batch of the same shape and type
-    "Do to a whole batch what `policy` says, each image by its own chance"
+    "Augment a batch by `policy`, with random numbers of its own for each image"
     kind,x = type(x),x.as_subclass(Tensor)
     if policy.hole>min(x.shape[-2:]): raise ValueError(f'Policy: hole={policy.hole} does not fit into images of {x.shape[-2]}x{x.shape[-1]} pixels')
     fill = _fill(tuple(policy.fill(mean,std)), x.dtype, x.device)
@@ -261,7 +261,7 @@ def augment_batch(
 
 # %% ../nbs/01_augment.ipynb #d1b398c0
 class _Augment(Transform):
-    "Its chance is a function of `seed`, the process's rank and the epoch"
+    "Base class of augmentation transforms, whose random numbers are a function of `seed`, the process's rank and the epoch"
     split_idx = 0
     def __init__(self,
         policy:Policy, # What to do
@@ -312,7 +312,7 @@ class ItemAugment(_Augment):
     def encodes(self, img:PILImage):
         a,info = np.asarray(img),torch.utils.data.get_worker_info()
         worker = 0 if info is None else info.id+1
-        if worker!=self.worker: # chance starts anew in this worker and epoch
+        if worker!=self.worker: # a new generator for this worker and epoch
             seed = derive_seed(self.seed, rank_distrib(), self.epoch, worker)
             self.worker,self.composed,self.rngs = worker,{},(np.random.default_rng(seed),random.Random(seed))
         size = a.shape[:2]

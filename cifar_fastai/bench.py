@@ -1,4 +1,4 @@
-"""Repeated trainings with mean and interval, and peers side by side in turns: a speed is a ratio
+"""Repeated trainings with mean and confidence interval, and baselines, interleaved: a speed is a ratio
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 
@@ -106,7 +106,7 @@ def compare_speed(
 # %% ../nbs/13_bench.ipynb #247cd088
 def mean_interval(
     values, # Measurements of the same thing
-    level:float=.95 # How often the interval shall hold the true mean
+    level:float=.95 # Confidence level
 ) -> dict: # n, mean, sd, low, high, median
     "Mean, standard deviation, median, and the interval of the mean by Student's t; a single value has neither deviation nor interval"
     x = np.asarray(values, float)
@@ -206,10 +206,10 @@ def _stock_learner(
 def speed_peers(
     recipe:Recipe, # What to train
     path, # Folder of images
-    peers=('stock_fastai','bare_pytorch'), # Names of peers, the first to compare with first
+    peers=('stock_fastai','bare_pytorch'), # Names of baselines; ratios are to the first
     device=None # None is fastai's default
 ) -> dict: # For `compare_speed`
-    "The recipe's learner, `cifar_fastai`, and its peers, all of them on whole images. Raises `ValueError` for an unknown peer, with the nearest name"
+    "The recipe's learner, `cifar_fastai`, and its baselines, all of them on whole images. Raise `ValueError` for an unknown baseline, with the closest match"
     recipe = recipe.but(small=None)
     makers = dict(stock_fastai=lambda: _stock_learner(recipe, path, device),
                   bare_pytorch=lambda: BareLoop(recipe, recipe.dls(path, device=device)).images_per_second,
@@ -287,7 +287,7 @@ class PeakMemory:
         gc.collect() # learners of before hold their images
         if self.device.type=='cuda': torch.cuda.init(); torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            with contextlib.suppress(OSError): Path('/proc/self/clear_refs').write_text('5') # Linux: the peak starts anew
+            with contextlib.suppress(OSError): Path('/proc/self/clear_refs').write_text('5') # Linux: resets the peak
         return self
 
     def __exit__(self, *args): self.mb = torch.cuda.max_memory_allocated(self.device)/2**20 if self.device.type=='cuda' else _peak_rss()
@@ -622,7 +622,7 @@ def import_cost(
 
 # %% ../nbs/13_bench.ipynb #0e988dba
 def check_columns(
-    file, # A CSV file, or where one shall be
+    file, # A CSV file, which may not exist yet
     columns:list # Names of the columns that it must have
 ):
     "Raise `ValueError` if a file of results has other columns: what was measured for hours could not be written"

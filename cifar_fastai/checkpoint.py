@@ -1,4 +1,4 @@
-"""A training that goes on where it stopped, with the same bits: files that are whole or not there, and a callback for any fastai learner
+"""Interrupted trainings resume, bit-identical on the CPU: atomic checkpoint files, and a callback for any fastai learner
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 
@@ -57,7 +57,7 @@ def write_checkpoint(
     name:str, # Name of this one
     model:dict, # Tensors by name
     state:dict, # Tensors, numbers, texts, and lists and dicts of them
-    **about # What the manifest shall say of it, such as epoch and step
+    **about # Further entries of the manifest, such as epoch and step
 ) -> Path: # Folder of the checkpoint
     "Write a checkpoint that is whole, or none: an error removes what was begun, and leaves those before as they are"
     folder = Path(folder).expanduser()
@@ -170,7 +170,7 @@ class Checkpoints(FitCallback):
         monitor:str|None='valid_accuracy', # Keep the one with the best value of this column of `History` or metric of fastai's recorder, too; the lowest if it is a loss or an error
         replan:bool=False, # May the number of epochs differ from that of the training that is resumed? The schedule is then that of the new number
         lr_scale:float=1., # Factor on all learning rates from here on
-        returns:int=0, # When the loss is no number (`LostTraining`): go back to the last good checkpoint, so many times at most, in place of the error
+        returns:int=0, # After a non-finite loss (`LostTraining`), roll back to the last good checkpoint, at most so many times, instead of raising the error
         return_scale:float=.5, # Factor on all learning rates after each such return
         command:str='' # Shell command that resumes the training, for errors and the report of a crash
     ):
@@ -262,7 +262,7 @@ class Checkpoints(FitCallback):
         return dict(epoch=getattr(dl, 'epoch', None), rng=[version,list(internal),gauss] if rng else None)
 
     def _set_chance(self, state):
-        if not self._rank: set_random_state(state['random']) # the other processes have chance of their own
+        if not self._rank: set_random_state(state['random']) # the other processes have RNG states of their own
         dl,state = self.dls.train,state['loader']
         if state['epoch'] is not None: dl.epoch = state['epoch']
         if state['rng']: dl.rng.setstate((state['rng'][0],tuple(state['rng'][1]),state['rng'][2]))
@@ -309,7 +309,7 @@ class Checkpoints(FitCallback):
     def _better(self, value): return -value if _lower_is_better(self.monitor) else value
 
     def _value(self):
-        "What this epoch reached in the metric that is monitored; None if there is none"
+        "Return the monitored metric of this epoch; None if it is missing"
         rec = self.learn.recorder
         row = dict(zip((o if o.startswith(('train_','valid_')) else f'valid_{o}' for o in rec.metric_names[1:]), rec.values[-1] if rec.values else []))
         if rows := getattr(getattr(self, 'history', None), 'rows', []): row.update(rows[-1])

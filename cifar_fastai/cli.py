@@ -190,7 +190,7 @@ def cifar_train(
 
 # %% ../nbs/14_cli.ipynb #7d9c31ac
 def _bench_peers(names, device, speed_only):
-    "Names of the peers that take turns, and of those that are trained"
+    "Names of the baselines that are interleaved, and of those that are trained"
     cuda = torch.device(device or default_device()).type=='cuda'
     if names is None:
         names = ['stock_fastai','bare_pytorch']+['airbench']*(cuda and not speed_only and num_distrib()<2)
@@ -211,8 +211,8 @@ def cifar_bench(
     epochs:int=None, # Epochs of each training; the recipe's unless given, 2 if quick
     n:int=None, # Trainings against the clock, each with its seed; 3 unless given, 2 if quick
     seed:int=None, # Seed of the first; the recipe's unless given
-    peers:str=None, # Peers with commas between: stock_fastai, bare_pytorch, airbench; all that can run here unless given
-    rounds:int=3, # Turns of the recipe's learner and of each peer
+    peers:str=None, # Baselines, comma-separated: stock_fastai, bare_pytorch, airbench; all that can run here unless given
+    rounds:int=3, # Rounds of the recipe's learner and of each baseline
     steps:int=None, # Steps a turn; 6 unless given, 60 on a GPU, 3 if quick
     warmup:int=None, # Steps before the clock starts, each turn; 2 unless given, 20 on a GPU, 1 if quick
     device:str=None, # cuda, cpu, mps; the best there is unless given
@@ -223,7 +223,7 @@ def cifar_bench(
     csv:str=None, # File of results to append to, a row for each learner and quantity
     plot:str=None, # File of the picture of accuracy over time; bench-<recipe>.png unless given
 ):
-    "Measure a recipe: images a second beside peers in turns, then whole trainings against the clock with mean and 95 % interval"
+    "Measure a recipe: throughput beside baselines, interleaved, then whole trainings against the clock with mean and 95 % confidence interval"
     rows,curves,done = None,None,[]
     def report(row):
         done.append(row)
@@ -463,8 +463,8 @@ def cifar_export(
 @call_parse
 def cifar_resume(
     run:str, # Folder of a run, or its name in the folder runs
-    epochs:int=None, # Number of epochs in all, if it shall be more than planned
-    then:str=None, # What the learning rate shall do then: whole plans the schedule anew over all epochs, last stays at the last rate, a number at that rate
+    epochs:int=None, # Total number of epochs, to train longer than planned
+    then:str=None, # Learning rate of a longer training: whole stretches the schedule over all epochs, last keeps the last rate, a number is a rate
     checkpoint:str=None, # Name of the checkpoint to go on from; the last one unless given
     lr_scale:float=1., # Factor on all learning rates from here on
     data:str=None, # cifar10, digits, or a folder: what it was trained on, should the folder have moved

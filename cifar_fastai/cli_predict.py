@@ -92,7 +92,7 @@ def cifar_predict(
         if format=='json': print(json.dumps(rows, indent=1))
         sys.stdout.flush()
     except BrokenPipeError: # whoever reads has enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # nor shall Python complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # so that Python does not complain at exit
         raise SystemExit(1) from None
     except (ValueError,OSError,ImportError) as e: bad.append(str(e))
     except KeyboardInterrupt: bad.append('stopped')

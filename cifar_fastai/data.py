@@ -30,7 +30,7 @@ def look_up(
     name:str, # Its name
     options # The names there are, or a dict by name
 ): # `options[name]` of a dict, else `name`
-    "What goes by a name. Raises `ValueError` with the nearest name there is"
+    "Look up a name. Raise `ValueError` with the closest match for an unknown one"
     if name in options: return options[name] if isinstance(options, dict) else name
     lower = {str(o).lower(): o for o in options}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=.4)
@@ -180,7 +180,7 @@ class Images:
     def size(self): return self.pixels.shape[1]
 
     def stats(self,
-        rows # Indices of the images to use, such as those of the train part
+        rows # Indices of the images to use, such as those of the training set
     ) -> tuple: # Mean and standard deviation of each channel, 0..1
         "Mean and standard deviation by channel, exact: from each image's sums of pixels and of their squares"
         mean,square = self.moments[rows].sum(0)/(len(rows)*self.size**2)
@@ -244,7 +244,7 @@ def load_images(
 # %% ../nbs/00_data.ipynb #7bca3cd9
 @contextmanager
 def whole_folder(
-    path # Folder that shall exist, whole, after the block
+    path # Destination, created atomically
 ):
     "Under a lock, yield a side folder to fill, or None if `path` is there already; rename it to `path` if the block ends well"
     path = Path(path).expanduser()

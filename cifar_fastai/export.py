@@ -255,7 +255,7 @@ def to_onnx(
     path, # ONNX file to write
     logits:bool=False, # Logits in place of probabilities?
     half:bool=False, # fp16 inside? Half the size, and faster on a GPU; pixels in and probabilities out are the same. Norms stay in fp32
-    name:str='', # What `Predictor` shall call it; the model's name, or that of the file, unless given
+    name:str='', # Name that `Predictor` reports; the model's name, or that of the file, unless given
     tolerance:float|None=None # Largest difference of a probability, or of a logit of order 1, from torch's. None is 1e-4, with `half` 2e-2
 ) -> Path: # The file
     "Write the model as one ONNX file (opset 18) that takes uint8 pixels [N, H, W, 3] of any number and size. Before it takes its name, it is checked by onnx, and in onnxruntime against torch. Raises `ValueError` if they differ, or for a model that ONNX has no form of; the model stays as it is"

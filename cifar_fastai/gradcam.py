@@ -340,7 +340,7 @@ def plot_cams(
 # %% ../nbs/08_gradcam.ipynb #b9e79d57
 @patch
 def show_cam(self:Learner,
-    items=None, # None: images of the validation part, drawn anew each time; a batch, (x,) or (x, y); files, or pictures as `PILImage`; or a table with a column `file`, as `misclassified` gives
+    items=None, # None: images of the validation part, sampled each time; a batch, (x,) or (x, y); files, or pictures as `PILImage`; or a table with a column `file`, as `misclassified` gives
     n:int=5, # Number of images at most
     layers:list|None=None, # Names of layers; None: the last four of the model's own stages
     target=None, # None: the predicted class; a class, its name, one for each image, or a function of the logits

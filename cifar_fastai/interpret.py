@@ -337,7 +337,7 @@ def _logs(df): return np.log(np.maximum(np.stack(df.probs).astype(float), np.fin
 
 def fit_temperature(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None # Labelled images held out of the training, other ones than it shall be judged by; None is the validation part
+    dl=None # Labelled images held out of training, not those used for evaluation; None uses the validation set
 ) -> float: # What to divide the logits by
     "The temperature of the lowest negative log-likelihood (Guo et al., 2017)"
     if isinstance(learn, Learner) and set(map(_same, _loader(learn, dl).dataset.items)) & set(map(_same, learn.dls.train_ds.items)):
@@ -654,7 +654,7 @@ def explain_page(
     n:int=12, # Images in each gallery, at most
     n_robust:int=500, # Images for the robustness, spread evenly over all; 0 leaves it out
     seed:int=0, # Of halves, noise and places
-    about:str='' # What else shall be said, below the heading: which network, which images
+    about:str='' # Further text below the heading, such as the network and the images
 ) -> Path: # The file
     "Write one HTML file that needs nothing else: numbers, curves, mistakes, class activation maps, calibration, robustness"
     _learner('explain_page', learn)

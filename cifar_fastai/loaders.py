@@ -206,7 +206,7 @@ def image_block(
 
 def image_dls(
     path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`; for a fraction, `<class>/` will do
-    policy:Policy|str|None=None, # Augmentation of the train part, or its name in `policies`; None does nothing
+    policy:Policy|str|None=None, # Augmentation of the training set, or its name in `policies`; None does nothing
     bs:int=512, # Batch size. The default becomes the number of training images if that is smaller; other values are refused then
     valid:str|float='test', # 'test': the folder `test`, or else `valid` or `val`; 'valid' or 'val': this folder; or the fraction of the training set to hold out, such as 0.1
     engine:str='batch', # 'batch': images resident on the device; 'item': albumentations in worker processes
@@ -216,7 +216,7 @@ def image_dls(
     drop_last:bool=False, # Drop a last batch that is not full?
     num_workers:int|None=None, # Worker processes of the item engine; None is fastai's default
     cache:bool=True, # Keep decoded pixels in `<path>/.pixels/`?
-    stats:tuple|None=None # Mean and standard deviation of each channel, of pixels 0..1; None takes those of the train part
+    stats:tuple|None=None # Mean and standard deviation of each channel, of pixels 0..1; None takes those of the training set
 ) -> DataLoaders: # Normalised by `stats`
     "A folder of small images as `DataLoaders`. Raises `DataError` that names the file or folder at fault"
     if isinstance(policy, str):
@@ -252,7 +252,7 @@ def image_dls(
 # %% ../nbs/02_loaders.ipynb #7aab7897
 def plot_augmented(
     dls:DataLoaders, # From `image_dls`
-    n:int=5, # Images for each class; where it has fewer, they come again, augmented anew
+    n:int=5, # Images for each class; where it has fewer, they are repeated, with other augmentation
     classes:list|None=None, # Names of classes; None shows all of them, the first 20 at most
     seed:int=0 # Of the choice of images and of their augmentation
 ) -> plt.Figure: # A strip of images for each class

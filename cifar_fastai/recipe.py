@@ -54,7 +54,7 @@ class History(FitCallback):
         for part,sums in self._totals().items():
             loss,right,n = sums.tolist()
             row[f'{part}_loss'],row[f'{part}_accuracy'] = loss/n,right/n
-        for nm,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1]): # metrics of one's own
+        for nm,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1]): # further metrics
             if isinstance(v, Number): row.setdefault(nm if nm.startswith(('train_','valid_')) else f'valid_{nm}', v)
         if hasattr(self.learn, 'l1_penalty'): row['l1_penalty'] = self.learn.l1_penalty.value.item()
         row['train_seconds'],row['seconds'] = self._train_seconds,time.perf_counter()-self._start
@@ -291,7 +291,7 @@ class Recipe:
     name:str # Its name
     model:str='davidnet' # Name of the architecture in `architectures`
     model_args:dict = field(default_factory=dict) # Its arguments, but for the number of classes
-    policy:Policy=Policy() # Augmentation of the train part
+    policy:Policy=Policy() # Augmentation of the training set
     epochs:int=24 # Number of epochs
     bs:int=512 # Batch size
     drop_last:bool=False # Drop a last training batch that is not full?
@@ -307,7 +307,7 @@ class Recipe:
     l1_form:str='sum' # 'sum', or 'mean' by parameter tensor
     whiten:float|None=None # Epochs for which the bias of a whitening first layer is trained; None: the network has none
     small:tuple|None=None # Small images first: `start` and `until` of `ProgressiveResize`; None: they are always whole
-    stats:tuple|None=None # Mean and standard deviation to normalise by; None measures those of the train part
+    stats:tuple|None=None # Mean and standard deviation to normalise by; None measures those of the training set
     unsure:float=1. # Test-time augmentation (`MultiCrop`) is for images whose probability at the first look is below; 1 is all
     half:bool|str=True # Mixed precision: True for what pays on the device, fp16 on CUDA and bf16 on a CPU that has it; or 'fp16', 'bf16' (on a CPU without it, fp32); False for fp32
     compile:bool=False # Run training steps through `torch.compile`, see `Compile`?
@@ -319,6 +319,8 @@ class Recipe:
     def __post_init__(self):
         def check(ok, nm, want):
             if not ok: raise ValueError(f'Recipe: {nm}={getattr(self,nm)!r}, expected {want}')
+        valid_name = isinstance(self.name, str) and re.fullmatch(r'[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}', self.name)
+        check(valid_name, 'name', 'a name for a folder: at most 100 characters, no slash, no leading dot')
         look_up('model', self.model, architectures)
         for nm in ('epochs','bs'): check(isinstance(getattr(self,nm), int) and getattr(self,nm)>=1, nm, 'at least 1, a whole number')
         check(isinstance(self.seed, int) and self.seed>=0, 'seed', 'a whole number, 0 or more')

@@ -68,7 +68,7 @@ class Run:
         name:str, # Name of the run; a number is added if it is taken
         root='runs', # Folder of all runs
         recipe:Recipe|None=None, # What is trained
-        **info # What else shall be kept, such as the data and the device
+        **info # Further entries, such as the data and the device
     ) -> Run:
         "Make a new folder, never an old one"
         root,i = Path(root).expanduser(),1
@@ -200,7 +200,7 @@ def error_text(e:BaseException) -> str:
     return str(e).split('\n\t')[-1]
 
 def _needed_cbs(learn):
-    "Names of the callbacks that a training depends on: not those that show it, nor the precision, which goes by the device"
+    "Names of the callbacks that a training depends on: not those that show it, nor the precision, which depends on the device"
     return [type(o).__name__ for o in learn.cbs if getattr(o, 'needed_to_resume', not isinstance(o, (ProgressCallback,fp16.MixedPrecision)))]
 
 @patch
@@ -387,7 +387,7 @@ def train_runs(
     tensorboard:bool=False, # Write a TensorBoard log into each run?
     checkpoints:bool|dict=True, # Write `Checkpoints` into each run? Or their arguments
     before=noop, # Called with recipe, learner and run before each training
-    info:dict|None=None, # What else shall be kept in each run
+    info:dict|None=None, # Further entries of `run.json` of each run
     **kwargs # Further arguments of `image_dls`: device, engine, size, ...
 ): # Generator of the `Run` of each training, when it has ended
     "Train recipes one after the other, each by all processes together if torchrun or accelerate launch started several. A training that fails leaves its reason in its run and on the screen; Ctrl-C ends them all. Raises `ValueError` or `DataError` before the first training for what cannot be trained"
@@ -483,8 +483,8 @@ def _fit_parts(parts, learn):
 
 def resume(
     path, # Run folder, or a `Run`
-    epochs:int|None=None, # Number of epochs in all, if it shall be more than planned
-    then=None, # What the learning rate shall do then: 'whole' plans the recipe's schedule anew over all epochs; 'last', a rate or a schedule is for those that are added
+    epochs:int|None=None, # Total number of epochs, to train longer than planned
+    then=None, # Learning rate of a longer training: 'whole' stretches the recipe's schedule over all epochs; 'last', a rate or a schedule applies to the added epochs
     checkpoint:bool|str=True, # Name of the checkpoint to go on from; True is the last one
     lr_scale:float=1., # Factor on all learning rates from here on
     data=None, # Folder of images; None is that of the run

@@ -356,7 +356,7 @@ class _Untouched:
     "Within this context, whatever a fit does to a learner is undone at the end"
     def __init__(self, learn): self.learn = learn
     def _sources(self):
-        "Getter and setter of each source of chance"
+        "Getter and setter of each RNG state"
         yield random_state,set_random_state
         for dl in self.loaders:
             if hasattr(dl, 'rng'): yield dl.rng.getstate,dl.rng.setstate
@@ -448,7 +448,7 @@ class RangeTest:
         ax.plot(self.lrs, self.smooth, color='C0', label='smoothed')
         for (nm,lr),mark in zip(self.suggestions.items(), 'osD^'): ax.plot(lr, np.interp(np.log(lr), np.log(self.lrs), self.smooth), mark, label=f'{nm} {lr:.1e}')
         ax.set(xscale='log', xlabel='learning rate', ylabel='loss', title='flat: nothing to suggest' if self.flat else '')
-        if self.suggestions: # a loss that explodes shall not hide how it fell
+        if self.suggestions: # so that a diverging loss does not hide the descent
             fall = self.start-self.smooth.min()
             ax.set_ylim(self.smooth.min()-.3*fall, min(np.nanmax(self.losses), self.start+fall)+.1*fall)
         ax.legend(fontsize=8)
