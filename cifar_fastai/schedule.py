@@ -220,8 +220,11 @@ class _FitScopes:
             plain(self.learn, f, event_type, ex, final)
 
     def get_preds(self, *args, **kwargs):
-        "In place of `Learner.get_preds` within a fit: the loader that it makes draws from the RNG state"
-        with _same_rng(): return type(self.learn).get_preds(self.learn, *args, **kwargs)
+        "In place of `Learner.get_preds` within a fit: keeps the metrics of the last epoch and the RNG state, from which its loader draws"
+        record = {k: v for k,v in vars(self.learn).items() if k=='final_record'}
+        with _same_rng(): res = type(self.learn).get_preds(self.learn, *args, **kwargs)
+        vars(self.learn).update(record)
+        return res
 
     def validation_context(self, cbs=None, inner=False):
         "In place of `Learner.validation_context`: an evaluation within a fit starts and ends no fit"
