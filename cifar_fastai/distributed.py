@@ -19,6 +19,7 @@ from fastai.vision.all import *
 from fastai.distributed import *
 from .augment import *
 from .loaders import *
+from .schedule import FitCallback
 
 # %% auto #0
 __all__ = ['start_processes', 'LostProcess', 'from_first', 'Distributed', 'alone', 'spread']
@@ -93,8 +94,9 @@ def _norms(model):
     "Layers of batch norm that compute as torch's own do"
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and type(m).forward is nn.BatchNorm2d.forward]
 
-class Distributed(DistributedTrainer):
+class Distributed(FitCallback, DistributedTrainer):
     "fastai's `DistributedTrainer` for loaders that share each batch: a training by several processes equals that by one"
+    during = 'fit','range_test','evaluation'
     def __init__(self,
         sync_bn:bool=True, # Statistics of batch norm over all processes? False: each takes its own, and the first one's are kept
         **kwargs # For accelerate's `Accelerator`
@@ -136,15 +138,16 @@ class Distributed(DistributedTrainer):
                 m.total,m.count = total,int(count)
             elif hasattr(m, 'preds'): m.preds,m.targs = gather_object(m.preds),gather_object(m.targs)
 
-    def after_fit(self):
-        if not isinstance(self.model, nn.parallel.DistributedDataParallel): return
-        for dl in self.dls.loaders:
-            if isinstance(dl, SeededDL): dl.share()
-        super().after_fit()
+    def after_fit(self): self.cleanup()
+    def cleanup(self):
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+            for dl in self.dls.loaders:
+                if isinstance(dl, SeededDL): dl.share()
+            super().after_fit()
         for m,kind in self._was:
             m.__class__ = kind
-            del m.process_group
-    abandon = after_fit # an interrupted fit
+            vars(m).pop('process_group', None)
+        self._was = []
 
     def sum(self,
         x:Tensor # Of the same shape in all processes
