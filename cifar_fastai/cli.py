@@ -40,7 +40,7 @@ def data_path(
     try: look_up('--data', data, data_sets)
     except ValueError as e: raise ValueError(f'{e}, or a folder, and there is none of this name') from None
 
-class EpochTable(Callback):
+class EpochTable(FitCallback):
     "A line for each epoch in place of fastai's: learning rate, time, loss and accuracy of both parts"
     order,needed_to_resume = 61,False # after fastai's progress bar has begun
     heads = ('epoch','lr','time','train loss','train acc','valid loss','valid acc')
