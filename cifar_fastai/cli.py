@@ -390,8 +390,8 @@ def cifar_export(
         if int8 and set(ranges)==set(files): raise ValueError(f'--data {data}: it has no folder train, whose images --int8 needs')
         out = Path(out or Path('exports')/(name or net.info['name']))
         if 'onnx' in formats: onnx_packages('--formats onnx')
+        _can_write('out', out, folder=out.exists())
         check_model_folder(out)
-        _can_write('out', out, folder=out.is_dir())
         with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as side: # all files or none
             side = save_model(net, side, name, half, note=note, licence=licence)
             net = load_model(side) # as it is stored
