@@ -27,7 +27,7 @@ def _to_uint8(a, tops):
     lo,hi = a.min(),a.max()
     overshoot = .01 if a.dtype.kind=='f' else 0
     fits = [t for t in tops if hi<=t*(1+overshoot)]
-    if not fits or lo<-hi*overshoot: raise ImageError(f'values from {lo} to {hi}: expected 0 to {tops[-1]}. Scale them, or convert them to uint8')
+    if not fits or lo<-(hi*overshoot): raise ImageError(f'values from {lo} to {hi}: expected 0 to {tops[-1]}. Scale them, or convert them to uint8')
     return np.multiply(a, 255/fits[0], dtype=np.float32).clip(0,255).round().astype(np.uint8)
 
 def _from_array(a):

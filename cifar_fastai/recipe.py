@@ -364,7 +364,7 @@ class Recipe:
     def precision(self, device) -> str: # 'fp16', 'bf16' or 'fp32'
         "The precision that this recipe takes on a device"
         half = half_precision(device) if self.half is True else self.half
-        if half=='bf16' and torch.device(device).type=='cpu' and not cpu_has_bf16(): half = None # emulated, it would be far slower
+        if half and torch.device(device).type=='cpu': half = half_precision(device) # others are emulated, which is far slower
         return half or 'fp32'
 
     def opt_func(self):

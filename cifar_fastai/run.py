@@ -79,7 +79,7 @@ class Run:
             except FileExistsError: i += 1
             else: break
         about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=_command(*sys.argv),
-                     commit=git_commit(), versions=_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'))
+                     commit=git_commit(), versions=_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'), started_ns=time.time_ns())
         _write(path/'run.json', json.dumps({**about, **info}, indent=1, default=str))
         return cls(path)
 
@@ -524,9 +524,9 @@ def find_runs(
     res = []
     for o in Path(root).expanduser().glob('[!.]*/run.json'):
         run = Run(o.parent)
-        try: res.append((run.info.get('started',''), run.path.name, run))
+        try: res.append((run.info.get('started',''), run.info.get('started_ns',0), run.path.name, run))
         except ValueError as e: warnings.warn(str(e))
-    return [o[-1] for o in sorted(res, key=lambda o: o[:2])]
+    return [o[-1] for o in sorted(res, key=lambda o: o[:3])]
 
 def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [*map(Run, runs)]
 

@@ -380,7 +380,6 @@ class _Untouched:
         learn.path = Path(self.tmp.name)
 
     def __exit__(self, *args):
-        for cb in self.learn.cbs: getattr(cb, 'abandon', noop)() # what an interrupted fit leaves open
         for o,d in self.objects: vars(o).clear(); vars(o).update(d)
         for put,state in self.chance: put(state)
         for m,mode,ps,bs in self.modules: m.training = mode; m._parameters.update(ps); m._buffers.update(bs)

@@ -70,7 +70,7 @@ def table(quick):
     ]
 
 def write(file, data):
-    "Write a file that is either whole or not there"
+    "Write a file atomically"
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     side = file.with_name(f'.{file.name}.{os.getpid()}')
