@@ -8,7 +8,7 @@ from nbdev.serve import proc_nbs
 root = Path(__file__).resolve().parent.parent
 
 def plain_names(site):
-    "Take the numbers off the pages' names, as nbdev's links to them expect: `00_data.ipynb` becomes `data.ipynb`"
+    "Take the numbers off the pages' names, as nbdev's links to them expect: `02_data.ipynb` becomes `data.ipynb`"
     for f in [*site.rglob('*.ipynb'), site/'sidebar.yml']:
         text = re.sub(r'(?<!nbs/)\b\d\d_(\w+\.ipynb)', r'\1', f.read_text(encoding='utf-8')) # nbs/ is in the links to Colab
         f.unlink()
