@@ -6,12 +6,12 @@ from nbdev import test
 
 def _record_bf16(fn, file):
     "Add the name of the notebook `fn` to `file` each time it calls `cpu_has_bf16`: `.ci/run` tests those with both answers"
-    from cifar_fastai import optim
-    has_bf16 = optim.cpu_has_bf16
+    from cifar_fastai import core
+    has_bf16 = core.cpu_has_bf16
     def recorded():
         with open(file, 'a') as f: f.write(f'{Path(fn).stem}\n')
         return has_bf16()
-    optim.cpu_has_bf16 = recorded # before another module imports it
+    core.cpu_has_bf16 = recorded # before another module imports it
 
 def _alone(method, f, fn, **kwargs):
     multiprocessing.set_start_method(method, force=True) # how a notebook's own children start, as without a fork server

@@ -40,16 +40,16 @@ class Row:
 
 def table(quick):
     "What there is to measure, in the order in which it is started"
-    fill, bf16 = recipes['davidnet'].policy.but(published_fill=True), dict(half='bf16')
+    fill, bf16 = recipes['davidnet'].policy.but(fill='normalized_mean'), dict(precision='bf16')
     curriculum = dict( # candidate `cur9` of results/speedrun_candidates.csv
-        valid='test', half='bf16', compile=True, drop_last=True, epochs=9, bs=1536, schedule=Linear(.205), mom=.655,
+        valid='test', precision='bf16', compile=True, drop_last=True, epochs=9, bs=1536, schedule=Linear(.205), mom=.655,
         opt_args=dict(bias_lr=88., head_lr=832., bias_mom=.825, decay=8e-7), whiten=.2, label_smoothing=.09,
         model_args=dict(act='silu'), policy=recipes['speedrun'].policy.but(brightness=.14, contrast=.13),
-        small=(.75,.676), unsure=.7)
+        progressive_resize=(.75,.676), tta_threshold=.7)
     if quick:
         tiny = dict(epochs=2, bs=250, model_args=dict(widths=[8,16,16], depth=1))
         return [
-            Row('tiny', 'speedrun', dict(tiny, half='bf16'), (0,1), compiled=True),
+            Row('tiny', 'speedrun', dict(tiny, precision='bf16'), (0,1), compiled=True),
             Row('diverges', 'speedrun', dict(tiny, opt='sgd', opt_args={}, schedule=Linear(1e30))),
             Row('tiny_held_out', 'speedrun', dict(tiny, policy=fill, valid=.1), weight=.5),
             Row('tiny_repeats', 'speedrun', tiny, (0,1), kind='repeats'),
