@@ -14,7 +14,9 @@ from .recipe import *
 from .gradcam import *
 from .interpret import *
 from .checkpoint import *
+from .tensorboard import *
 from .run import *
+from .runs import *
 from .report import *
 from .predict import Predictor
 from .export import *

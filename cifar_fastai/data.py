@@ -38,7 +38,7 @@ def read_image(
     fn, # Path, file, bytes of a file, Pillow image, or array or tensor [H, W], [H, W, C] or [C, H, W]
     size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Decode one image by `decode_image`, as `pixels` of 18_predict does. Raise `DataError` if that is impossible"
+    "Decode one image by `decode_image`, as `pixels` of 20_predict does. Raise `DataError` if that is impossible"
     if isinstance(fn, (Tensor,np.ndarray)) and _channels_first(fn):
         fn = fn.permute(1,2,0) if isinstance(fn, Tensor) else fn.transpose(1,2,0)
     try: return decode_image(fn, size)

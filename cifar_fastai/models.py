@@ -14,7 +14,7 @@ from .core import look_up
 __all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'cifar_resnet18',
            'ChannelAttention', 'GlobalAvgPool', 'GlobalMaxPool', 'attention_net', 'conv_pool_norm', 'SkipStage',
            'Scale', 'davidnet', 'whitening_filters', 'identity_init', 'BiasNorm', 'speednet', 'set_whitening',
-           'ModelSummary', 'model_summary']
+           'ModelSummary', 'model_summary', 'inference_copy']
 
 # %% ../nbs/05_models.ipynb #88bce8d5
 architectures = {} # the models by name
@@ -351,3 +351,12 @@ def model_summary(
         for h in handles: h.remove()
         for m,mode in was.items(): m.training = mode
     return ModelSummary(pd.DataFrame(rows), stages, (n_in,size,size), n_params(model), flops.get_total_flops()//2)
+
+# %% ../nbs/05_models.ipynb #0731435c
+def inference_copy(model):
+    "A copy on the CPU, in fp32 and evaluation mode, without hooks and patched forward methods"
+    model = get_model(model)
+    no_hooks = {id(v): OrderedDict() for m in model.modules() for k,v in vars(m).items() if '_hooks' in k} # what deepcopy takes instead
+    model = deepcopy(model, no_hooks).cpu().float().eval()
+    for m in model.modules(): m.__dict__.pop('forward', None)
+    return model

@@ -1,51 +1,100 @@
-"Check what the notebooks of this project have in common: `python tools/check.py` lists what is amiss and exits with 1"
+"""Check what all notebooks and modules have in common
+
+    python tools/check.py              # everything; exits with 1 if something is wrong
+    python tools/check.py nbs/X.ipynb  # some notebooks only"""
 import ast,json,re,sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 colab = 'https://colab.research.google.com/github/cifar-fastai/cifar_fastai/blob/main/nbs/{}'
+max_columns,max_cell,max_asserts,max_module,max_bytes = 120,15,2,500,1_000_000
+no_figure = {'00_core.ipynb','index.ipynb','protocol.ipynb'}
+# words that must not come back, most of them translated literally from another language
+words = (r'\banew\b|\bshall\b|\bthat is none\b|\bis no number\b|\bno numbers\b|\bgoes? by\b|\bwent astray\b|\bsay(?:s|ing)? so\b'
+         r'|\bis whole\b|\bthere is none\b|\bat once and for all\b|\bby itself\b|\bwhat cannot be\b|\bpeers\b|\bchance\b|\btrain part\b'
+         r'|\bwhat shall\b|\bdice\b|\bby name of\b|\bgo(?:es)? astray\b|\bnot as it must be\b|\banother one of\b')
 
 def read(fn): return json.loads(fn.read_text(encoding='utf-8'))
 def source(c): return c['source'] if isinstance(c['source'], str) else ''.join(c['source'])
-def exported(c): return c['cell_type']=='code' and bool(re.search(r'^#\|\s*export\b', source(c), re.M))
+def directives(c): return set(re.findall(r'^#\|\s*(\w+)', source(c), re.M))
+def exported(c): return c['cell_type']=='code' and bool(directives(c)&{'export','exports'})
+def shown(c): return c['cell_type']=='code' and not directives(c)&{'export','hide','default_exp'}
+def code_lines(c): return [o for o in source(c).splitlines() if o.strip() and not o.startswith('#|')]
+def n_asserts(c): return len(re.findall(r'\bassert\b|\btest_(?:eq|ne|close|is|fail|warns|shuffled|stdout)\(|\bExceptionExpected\(', source(c)))
+def has_figure(nb): return any('image/' in k for c in nb['cells'] for o in c.get('outputs', []) for k in o.get('data', {}))
 
-def complaints(fn):
-    "What is amiss in the notebook `fn`"
-    nb,rel = read(fn),fn.relative_to(root/'nbs').as_posix()
-    first = source(nb['cells'][0])
-    if not ('#| hide' in first and 'pip install' in first and '/content' in first): yield 'the first cell does not install the package on Colab, hidden'
-    if not any(colab.format(rel) in source(c) for c in nb['cells']): yield 'no Colab badge that opens this notebook'
-    if fn.stat().st_size>2_000_000: yield f'{fn.stat().st_size/1e6:.1f} MB, over 2 MB'
-    if any(o.get('output_type')=='error' for c in nb['cells'] for o in c.get('outputs', [])): yield 'a cell holds an error as its output'
-    if any(c['cell_type']=='markdown' and '{{' in source(c) for c in nb['cells']): yield 'a placeholder {{...}} was left in the text'
-    if any(p in json.dumps(c.get('outputs', [])) for c in nb['cells'] for p in (str(Path.home())+'/','/root/','/home/')): yield 'an output shows a path of the machine that it ran on'
-    if any(re.search(r'pip install [^\n]*(?<!/)\bcifar_fastai\b', source(c)) for c in nb['cells']): yield 'pip install cifar_fastai: the package is on no registry'
-    for c in nb['cells'] if re.match(r'\d\d_', fn.name) else []:
-        for mod in re.findall(r'^\s*(?:from|import) cifar_fastai\.(\w+)', source(c), re.M) if exported(c) else []: # those inside functions too
+def wrong_cells(nb):
+    "What is wrong with single cells"
+    for c in nb['cells']:
+        text = source(c)
+        start = f'cell {c["id"]} ({" ".join((code_lines(c) or [""])[0].split())[:40]})'
+        if c['cell_type']=='code' and '/content' not in text:
+            if any(len(o)>max_columns for o in text.splitlines()): yield f'{start}: a line of over {max_columns} columns'
+        if shown(c):
+            if len(code_lines(c))>max_cell: yield f'{start}: {len(code_lines(c))} lines, at most {max_cell} in a cell that is shown'
+            if n_asserts(c)>max_asserts: yield f'{start}: {n_asserts(c)} assertions, at most {max_asserts} in a cell that is shown'
+        for word in sorted({o.lower() for o in re.findall(words, text, re.I)}): yield f'{start}: {word!r}: use the standard term'
+
+def wrong_imports(fn, nb):
+    "Imports of private names, and of modules that do not come before"
+    for c in nb['cells']:
+        if not exported(c): continue
+        for mod,names in re.findall(r'^\s*from cifar_fastai\.(\w+) import (.+)', source(c), re.M):
+            if private := re.findall(r'\b_\w+', names): yield f'it imports the private name {private[0]} from {mod}'
+        for mod in re.findall(r'^\s*(?:from|import) cifar_fastai\.(\w+)', source(c), re.M): # in functions too
             other = next(fn.parent.glob(f'[0-9][0-9]_{mod}.ipynb'), None)
-            if other is None or other.name>=fn.name: yield f'it imports {mod}, which is not before it'
+            if other is None or other.name>=fn.name: yield f'it imports {mod}, which does not come before it'
 
-def off_sidebar(fns):
-    "Notebooks that nbs/sidebar.yml leaves out, and pages of it that are not there"
+def wrong(fn):
+    "What is wrong with the notebook `fn`"
+    nb,rel = read(fn),fn.relative_to(root/'nbs').as_posix()
+    first,outputs = source(nb['cells'][0]),[c.get('outputs', []) for c in nb['cells']]
+    if not ('#| hide' in first and 'pip install' in first and '/content' in first): yield 'the first cell does not install the package on Colab'
+    if not any(colab.format(rel) in source(c) for c in nb['cells']): yield 'no Colab badge that opens this notebook'
+    if fn.stat().st_size>max_bytes: yield f'{fn.stat().st_size/1e6:.1f} MB, over {max_bytes/1e6:.0f} MB'
+    if any(o.get('output_type')=='error' for os in outputs for o in os): yield 'a cell has an error as its output'
+    if any(c['cell_type']=='markdown' and '{{' in source(c) for c in nb['cells']): yield 'a placeholder {{...}} in the text'
+    if any(p in json.dumps(outputs) for p in (str(Path.home())+'/','/root/','/home/')): yield 'an output has a path of the machine that it ran on'
+    if any(re.search(r'pip install [^\n]*(?<!/)\bcifar_fastai\b', source(c)) for c in nb['cells']): yield 'pip install cifar_fastai: the package is on no registry'
+    if rel not in no_figure and not has_figure(nb): yield 'no figure'
+    if re.match(r'\d\d_', fn.name): yield from wrong_imports(fn, nb)
+    yield from wrong_cells(nb)
+
+def wrong_sidebar(fns):
+    "Notebooks that nbs/sidebar.yml leaves out, and pages of it that do not exist"
     listed = re.findall(r'[\w/]+\.(?:ipynb|qmd)', (root/'nbs/sidebar.yml').read_text(encoding='utf-8'))
     for o in fns:
-        if o.relative_to(root/'nbs').as_posix() not in listed: yield f'{o.relative_to(root)}: it is not in nbs/sidebar.yml'
+        if o.relative_to(root/'nbs').as_posix() not in listed: yield f'{o.relative_to(root)}: not in nbs/sidebar.yml'
     for o in listed:
-        if not (root/'nbs'/o).exists(): yield f'nbs/sidebar.yml: {o} is not there'
+        if not (root/'nbs'/o).exists(): yield f'nbs/sidebar.yml: {o} does not exist'
+
+def wrong_numbers(fns):
+    numbers = [o.name[:2] for o in fns if re.match(r'\d\d_', o.name)]
+    for o in sorted({o for o in numbers if numbers.count(o)>1}): yield f'nbs: two notebooks have the number {o}'
+
+def module_lines():
+    "Number of lines of each module"
+    return {o.name: len(o.read_text(encoding='utf-8').splitlines()) for o in (root/'cifar_fastai').glob('*.py') if o.name!='_modidx.py'}
 
 def lessons(fns):
-    "The share of exported functions, classes and patched methods that a cell with an assertion uses, and those that none does"
+    "The share of exported functions and classes that a cell with an assertion uses, and those that none does"
     cells = [(fn,c) for fn in fns for c in read(fn)['cells'] if c['cell_type']=='code']
-    names = {o.name for fn,c in cells if exported(c) and re.match(r'\d\d_', fn.name) for o in ast.parse(source(c)).body if isinstance(o, (ast.FunctionDef,ast.ClassDef))}
-    names = sorted(o for o in names if o[0]!='_')
-    asserted = [source(c) for _,c in cells if not exported(c) and re.search(r'\bassert\b|\btest_\w+\(', source(c))]
+    bodies = [ast.parse(source(c)).body for fn,c in cells if exported(c) and re.match(r'\d\d_', fn.name)]
+    names = sorted({o.name for body in bodies for o in body if isinstance(o, (ast.FunctionDef,ast.ClassDef)) and o.name[0]!='_'})
+    asserted = [source(c) for _,c in cells if not exported(c) and n_asserts(c)]
     without = [o for o in names if not any(re.search(rf'\b{o}\b', t) for t in asserted)]
     n = len(names)-len(without)
-    return f"exported symbols with an asserted lesson: {n} of {len(names)} ({100*n/len(names):.0f} %); without: {', '.join(without) or 'none'}"
+    return f"exported symbols with a test: {n} of {len(names)} ({100*n/len(names):.0f} %); without: {', '.join(without) or 'none'}"
 
 if __name__=='__main__':
-    fns = [o for o in sorted((root/'nbs').rglob('*.ipynb')) if not any(p.startswith(('.','_')) for p in o.relative_to(root).parts)]
-    amiss = [f'{fn.relative_to(root)}: {c}' for fn in fns for c in complaints(fn)] + list(off_sidebar(fns))
-    print(lessons(fns))
-    print('\n'.join(amiss) or 'notebooks: as they should be')
-    sys.exit(bool(amiss))
+    every = [o for o in sorted((root/'nbs').rglob('*.ipynb')) if not any(p.startswith(('.','_')) for p in o.relative_to(root).parts)]
+    some = [Path(o).resolve() for o in sys.argv[1:]]
+    found = [f'{fn.relative_to(root)}: {o}' for fn in some or every for o in wrong(fn)]
+    if not some:
+        sizes = module_lines()
+        found += [*wrong_sidebar(every), *wrong_numbers(every)]
+        found += [f'{k}: {n} lines, at most {max_module} in a module' for k,n in sizes.items() if n>max_module]
+        print(lessons(every))
+        print(f'modules: {sum(sizes.values()):,} lines')
+    print('\n'.join(found) or 'notebooks: all checks passed')
+    sys.exit(bool(found))
