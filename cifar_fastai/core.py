@@ -9,13 +9,12 @@ from __future__ import annotations
 import difflib,os,random,shutil,sys,tempfile,time
 from contextlib import contextmanager
 from filelock import FileLock
-import torch
-from fastai.torch_core import *
-from fastai.imports import *
+from pathlib import Path
+import numpy as np
 
 # %% auto #0
 __all__ = ['okabe_ito', 'look_up', 'derive_seed', 'rng_state', 'set_rng_state', 'cpu_has_bf16', 'half_precision', 'device_name',
-           'flush_to_disk', 'atomic_replace', 'atomic_file', 'write_text', 'atomic_folder']
+           'flush_to_disk', 'atomic_replace', 'atomic_file', 'write_text', 'atomic_folder', 'error_text', 'exit_with']
 
 # %% ../nbs/00_core.ipynb #43133c0b
 def look_up(
@@ -39,6 +38,7 @@ def derive_seed(
 # %% ../nbs/00_core.ipynb #3e109e90
 def rng_state() -> dict: # For `set_rng_state`; of tensors, numbers and texts
     "The random states of Python, numpy and torch, those of CUDA and MPS included"
+    import torch
     version,internal,gauss = random.getstate()
     kind,keys,*rest = np.random.get_state()
     res = dict(python=[version,list(internal),gauss], numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*rest], torch=torch.get_rng_state())
@@ -50,6 +50,7 @@ def set_rng_state(
     state:dict # From `rng_state`
 ):
     "Put random states back"
+    import torch
     version,internal,gauss = state['python']
     random.setstate((version,tuple(internal),gauss))
     kind,keys,*rest = state['numpy']
@@ -64,6 +65,7 @@ def cpu_has_bf16() -> bool: # False: bf16 would be emulated, far slower than fp3
     """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, SVE-BF16)
 
     The environment variable `CIFAR_FASTAI_BF16`, 1 or 0, overrides it."""
+    import torch
     setting = os.environ.get('CIFAR_FASTAI_BF16', '')
     if setting not in ('','0','1'):
         raise ValueError(f'CIFAR_FASTAI_BF16={setting}: expected 0 or 1. Unset it to use what the CPU has')
@@ -76,6 +78,8 @@ def half_precision(
     device=None # A `torch.device` or its name; None is fastai's default device
 ) -> str|None: # 'fp16', 'bf16' or None
     "The half precision that pays on a device: fp16 on CUDA and MPS, bf16 on a CPU that has it, else None"
+    import torch
+    from fastai.torch_core import default_device
     kind = torch.device(device or default_device()).type
     return 'fp16' if kind in ('cuda','mps') else 'bf16' if kind=='cpu' and cpu_has_bf16() else None
 
@@ -84,6 +88,7 @@ def device_name(
     device # A `torch.device` or its name
 ) -> str: # 'NVIDIA H100 80GB HBM3', 'CPU, 2 cores', 'mps'
     "What a device is, for people"
+    import torch
     device = torch.device(device)
     if device.type=='cuda': return torch.cuda.get_device_name(device)
     return f'CPU, {len(os.sched_getaffinity(0)) if hasattr(os,"sched_getaffinity") else os.cpu_count()} cores' if device.type=='cpu' else device.type
@@ -151,6 +156,23 @@ def atomic_folder(
             side.chmod(0o755)
             side.rename(path)
         finally: shutil.rmtree(side, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #23222e98
+def error_text(
+    e:BaseException # Error
+) -> str:
+    "Return the message of an error, without the line that fastai adds before that of a callback"
+    return str(e).split('\n\t')[-1]
+
+def exit_with(
+    message:str, # For stderr
+    code:int=1, # Exit code
+    run=None # `Run` of a training by several processes: if it was killed, rank 1 prints the message
+):
+    "Print a message and exit. Of several processes, only rank 0 prints"
+    rank = int(os.environ.get('RANK', 0))
+    if rank==0 or rank==1 and run is not None and run.state=='killed': print(message, file=sys.stderr)
+    raise SystemExit(code)
 
 # %% ../nbs/00_core.ipynb #6cbe5c0c
 okabe_ito = ['#0072B2','#D55E00','#009E73','#CC79A7','#56B4E9','#E69F00','#000000'] # colour cycle of all figures

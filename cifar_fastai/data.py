@@ -26,7 +26,7 @@ __all__ = ['cifar10_classes', 'data_sets', 'DataError', 'read_image', 'ImageFile
            'unreadable_images', 'Images', 'load_images', 'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/02_data.ipynb #0291b9c2
-class DataError(Exception):
+class DataError(ValueError):
     "Invalid or missing images: the message names the file or folder, says what is wrong and what to do"
 
 def _channels_first(a):

@@ -24,7 +24,7 @@ from .checkpoint import *
 from .tensorboard import TensorBoardLog
 
 # %% auto #0
-__all__ = ['shell_command', 'git_commit', 'package_versions', 'Run', 'model_input', 'SaveRun', 'error_text', 'required_callbacks']
+__all__ = ['shell_command', 'git_commit', 'package_versions', 'Run', 'model_input', 'SaveRun', 'required_callbacks']
 
 # %% ../nbs/17_run.ipynb #b14e5e38
 def shell_command(*args):
@@ -179,10 +179,6 @@ class SaveRun(FitCallback):
         self._try('run.json', lambda: self.folder.update(state=state, reason=reason))
 
     def after_fit(self): self.finish('done')
-
-def error_text(e:BaseException) -> str:
-    "What an error says, without the line that fastai writes before the message of a callback"
-    return str(e).split('\n\t')[-1]
 
 def required_callbacks(learn):
     "Names of the callbacks that a training depends on: not those that show it, nor the precision, which depends on the device"

@@ -8,7 +8,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 colab = 'https://colab.research.google.com/github/cifar-fastai/cifar_fastai/blob/main/nbs/{}'
 max_columns,max_cell,max_asserts,max_module,max_bytes = 120,15,2,500,1_000_000
-no_figure = {'00_core.ipynb','index.ipynb','protocol.ipynb'}
+no_figure = {'00_core.ipynb','24_evaluation.ipynb','index.ipynb','protocol.ipynb'}
 # words that must not come back, most of them translated literally from another language
 words = (r'\banew\b|\bshall\b|\bthat is none\b|\bis no number\b|\bno numbers\b|\bgoes? by\b|\bwent astray\b|\bsay(?:s|ing)? so\b'
          r'|\bis whole\b|\bthere is none\b|\bat once and for all\b|\bby itself\b|\bwhat cannot be\b|\bpeers\b|\bchance\b|\btrain part\b'
