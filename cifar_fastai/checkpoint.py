@@ -6,8 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 
 # %% ../nbs/15_checkpoint.ipynb #343ba872
 from __future__ import annotations
-import errno,hashlib,io,json,os,pickle,shutil,signal,sys,threading,time,warnings
-from collections import deque
+import hashlib,io,json,os,pickle,shutil,signal,threading,time,warnings
+from collections import Counter,deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from filelock import FileLock,Timeout
@@ -16,244 +16,302 @@ from fastai.vision.all import *
 from .core import *
 from .callbacks import *
 from .schedule import *
-from .precision import *
-from .recipe import *
 
 # %% auto #0
-__all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'find_checkpoint', 'Checkpoints']
+__all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'epoch_metrics', 'checkpoints', 'intact_checkpoints',
+           'find_checkpoint', 'Checkpoints']
 
 # %% ../nbs/15_checkpoint.ipynb #39d48cde
 class CheckpointError(RuntimeError):
-    "A checkpoint that cannot be used: the message names the file, what is wrong with it, and what to do"
+    "A checkpoint that cannot be used. The message names the file, what is wrong with it and what to do"
 
 def write_checkpoint(
     folder, # Folder of all checkpoints of a training
-    name:str, # Name of this one
+    name:str, # Name of this checkpoint
     model:dict, # Tensors by name
-    state:dict, # Tensors, numbers, texts, and lists and dicts of them
+    state:dict, # Tensors, numbers, strings, and lists and dicts of them
     **about # Further entries of the manifest, such as epoch and step
 ) -> Path: # Folder of the checkpoint
-    "Write a checkpoint that is whole, or none: an error removes what was begun, and leaves those before as they are"
+    "Write a checkpoint atomically. After an error, earlier checkpoints are unchanged and no partial one is left"
     folder = Path(folder).expanduser()
-    final,side,old = (folder/o for o in (name, f'.{name}.{os.getpid()}', f'.{name}.old'))
+    final,temporary,old = folder/name,folder/f'.{name}.{os.getpid()}',folder/f'.{name}.old'
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    parts = {'model.safetensors': tensor_bytes({k: v.detach().cpu().contiguous() for k,v in model.items()}), 'state.pt': buffer.getvalue()}
-    manifest = dict(about, files={k: dict(bytes=len(v), sha256=hashlib.sha256(v).hexdigest()) for k,v in parts.items()})
+    tensors = {k: v.detach().cpu().contiguous() for k,v in model.items()}
+    files = {'model.safetensors': tensor_bytes(tensors), 'state.pt': buffer.getvalue()}
+    about['files'] = {k: dict(bytes=len(v), sha256=hashlib.sha256(v).hexdigest()) for k,v in files.items()}
+    files['manifest.json'] = json.dumps(about, indent=1).encode()
     try:
-        side.mkdir(parents=True)
+        temporary.mkdir(parents=True)
         shutil.rmtree(old, ignore_errors=True)
-        for k,v in {**parts, 'manifest.json': json.dumps(manifest, indent=1).encode()}.items():
-            (side/k).write_bytes(v)
-            flush_to_disk(side/k)
-        if final.exists(): os.replace(final, old) # never half of one under a good name
-        atomic_replace(side, final)
+        for k,v in files.items():
+            (temporary/k).write_bytes(v)
+            flush_to_disk(temporary/k)
+        if final.exists(): os.replace(final, old) # a folder cannot be replaced in one step
+        atomic_replace(temporary, final)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         if old.exists() and not final.exists(): os.replace(old, final)
-        shutil.rmtree(side, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
 
 def read_checkpoint(
-    path # Folder of one checkpoint
+    path # Folder of the checkpoint
 ) -> tuple: # Tensors of the model by name, state, manifest
-    "Read and check a checkpoint; nothing in it is executed. Raises `CheckpointError` that names the file and what is wrong"
-    path,parts = Path(path).expanduser(),{}
+    "Load and verify a checkpoint without executing anything in it. Raise `CheckpointError` if that fails"
+    path,data = Path(path).expanduser(),[]
     try:
         manifest = json.loads((path/'manifest.json').read_text(encoding='utf-8'))
-        files = {k: (manifest['files'][k]['bytes'],manifest['files'][k]['sha256']) for k in ('model.safetensors','state.pt')}
-    except FileNotFoundError: raise CheckpointError(f'{path}: no manifest.json there, so this is no checkpoint') from None
-    except (ValueError,KeyError,TypeError): raise CheckpointError(f'{path/"manifest.json"}: damaged, it cannot be read') from None
-    for k,(size,sha) in files.items():
-        try: parts[k] = (path/k).read_bytes()
-        except FileNotFoundError: raise CheckpointError(f'{path/k}: the file is missing') from None
-        if len(parts[k])!=size: raise CheckpointError(f'{path/k}: {len(parts[k]):,} bytes, and {size:,} were written. It was cut off or replaced')
-        if hashlib.sha256(parts[k]).hexdigest()!=sha: raise CheckpointError(f'{path/k}: its content is not what was written (SHA-256 differs). It was damaged or replaced')
-    k = 'state.pt'
+        entries = [(k,manifest['files'][k]) for k in ('model.safetensors','state.pt')]
+        expected = [(path/k,o['bytes'],o['sha256']) for k,o in entries]
+    except FileNotFoundError: raise CheckpointError(f'{path}: not a checkpoint, manifest.json is missing') from None
+    except (ValueError,KeyError,TypeError): raise CheckpointError(f'{path/"manifest.json"}: corrupt') from None
+    for file,size,sha in expected:
+        try: content = file.read_bytes()
+        except FileNotFoundError: raise CheckpointError(f'{file}: missing') from None
+        n = len(content)
+        if n!=size: raise CheckpointError(f'{file}: {n:,} bytes, expected {size:,}; it was truncated or replaced')
+        if hashlib.sha256(content).hexdigest()!=sha:
+            raise CheckpointError(f'{file}: corrupt or replaced, its SHA-256 differs from the manifest')
+        data.append(content)
+    file = path/'state.pt'
     try:
-        state = torch.load(io.BytesIO(parts[k]), map_location='cpu', weights_only=True)
-        k = 'model.safetensors'
-        return load_tensors(parts[k]),state,manifest
-    except pickle.UnpicklingError as e: raise CheckpointError(f'{path/k}: more than tensors, numbers and texts is in it, and nothing was executed') from None
-    except Exception as e: raise CheckpointError(f'{path/k}: it is not of the kind that its name says, and cannot be read ({type(e).__name__})') from None
+        state = torch.load(io.BytesIO(data[1]), map_location='cpu', weights_only=True)
+        file = path/'model.safetensors'
+        return load_tensors(data[0]),state,manifest
+    except pickle.UnpicklingError:
+        raise CheckpointError(f'{file}: disallowed type; only tensors, numbers and strings are loaded') from None
+    except Exception as e: raise CheckpointError(f'{file}: invalid format ({type(e).__name__})') from None
 
 # %% ../nbs/15_checkpoint.ipynb #9b500f59
-def _copied(o, where='state'):
-    "Tensors copied to the CPU, containers as plain lists and dicts"
+def _to_cpu(o, where='state'):
+    "Copy tensors to the CPU; return containers as plain lists and dicts"
     if isinstance(o, Tensor): return o.detach().as_subclass(Tensor).to('cpu', copy=True)
-    if isinstance(o, dict): return {k: _copied(v, f'{where}[{k!r}]') for k,v in o.items()}
-    if isinstance(o, (list,tuple,L)): return [_copied(v, where) for v in o]
+    if isinstance(o, dict): return {k: _to_cpu(v, f'{where}[{k!r}]') for k,v in o.items()}
+    if isinstance(o, (list,tuple,L)): return [_to_cpu(v, where) for v in o]
     if isinstance(o, np.generic): return o.item()
     if o is None or isinstance(o, (bool,int,float,str)): return o
-    raise TypeError(f'Checkpoints: {where} is a {type(o).__name__}, which a checkpoint does not hold. It holds tensors, numbers, texts, and lists and dicts of them')
+    raise TypeError(f'Checkpoints: {where} has the unsupported type {type(o).__name__}; '
+                    'expected tensors, numbers, strings, and lists and dicts of them')
 
-_tracked = ('best','wait','count') # what fastai's trackers and its gradient accumulation remember
+_tracked = ('best','wait','count') # attributes of fastai's trackers and of `GradientAccumulation`
 
-def _memories(learn):
-    "What callbacks remember, by the name of their class; of two of one class the second gets a number"
-    res,seen = {},{}
+def _stateful(learn):
+    "Callbacks with a state by class name; a second one of the same class gets a number"
+    res,seen = {},Counter()
     for cb in learn.cbs.sorted('order'):
         nm = type(cb).__name__
-        seen[nm] = seen.get(nm, 0)+1
+        seen[nm] += 1
         if nm in ('Recorder','Checkpoints'): continue
         if seen[nm]>1: nm = f'{nm}-{seen[nm]}'
-        if hasattr(type(cb), 'load_state_dict'): res[nm] = cb
-        elif any(isinstance(cb.__dict__.get(k), (int,float)) for k in _tracked): res[nm] = cb
+        tracks = any(isinstance(vars(cb).get(k), (int,float)) for k in _tracked)
+        if tracks or hasattr(type(cb), 'load_state_dict'): res[nm] = cb
+    return res
+
+def _get_state(cb):
+    if hasattr(type(cb), 'load_state_dict'): return cb.state_dict()
+    return {k: vars(cb)[k] for k in _tracked if k in vars(cb)}
+
+def _set_states(learn, states):
+    for nm,cb in _stateful(learn).items():
+        if nm not in states: continue
+        if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(deepcopy(states[nm]))
+        else: vars(cb).update(states[nm])
+
+def epoch_metrics(
+    learn:Learner # During or after a fit
+) -> dict: # Value by column name
+    "Return the metrics of the last epoch, from fastai's recorder and a `History`, under the names of the latter"
+    rec = learn.recorder
+    names = [o if o.startswith(('train_','valid_')) else f'valid_{o}' for o in rec.metric_names[1:]]
+    res = dict(zip(names, rec.values[-1])) if rec.values else {}
+    if rows := getattr(getattr(learn, 'history', None), 'rows', []): res.update(rows[-1])
     return res
 
 def checkpoints(
     folder # Folder of all checkpoints of a training
-) -> list: # A dict for each: `path`, `epoch` and `step` of the position, and what else its manifest says
-    "The checkpoints of a training by their position, the last one last. What is damaged is among them: `read_checkpoint` tells"
+) -> list: # Dicts with `path`, `epoch`, `step` and the entries of the manifest
+    "List the checkpoints of a training by position, the last one last, without verifying them"
     res = []
     for o in Path(folder).expanduser().glob('e*'):
-        if not (at := re.fullmatch(r'e(\d+)(?:-s(\d+))?', o.name)): continue
+        if not (match := re.fullmatch(r'e(\d+)(?:-s(\d+))?', o.name)): continue
         try: about = dict(json.loads((o/'manifest.json').read_text(encoding='utf-8')))
         except (OSError,ValueError,TypeError): about = {}
-        res.append(dict(about, path=o, epoch=int(at[1]), step=int(at[2] or 0)))
+        res.append(dict(about, path=o, epoch=int(match[1]), step=int(match[2] or 0)))
     return sorted(res, key=lambda o: (o['epoch'],o['step']))
+
+def intact_checkpoints(
+    folder # Folder of all checkpoints of a training
+): # Generator of folder, tensors of the model by name, and state
+    "Load the checkpoints of a training, the last one first, and skip those that `read_checkpoint` rejects"
+    for o in reversed(checkpoints(folder)):
+        try: yield o['path'],*read_checkpoint(o['path'])[:2]
+        except CheckpointError: pass
 
 def find_checkpoint(
     folder, # Folder of all checkpoints of a training
-    name:str|bool=True, # Name of one; True is the last one
-    command:str='' # Shell command that resumes the training, for what is offered
-) -> tuple: # Its folder, tensors of the model by name, state
-    "Read a checkpoint of a training. Raises `CheckpointError` that says what is wrong with it and which other one is whole"
-    there = checkpoints(folder)
-    def whole(path):
-        try: return bool(read_checkpoint(path))
-        except CheckpointError: return False
-    path = Path(folder).expanduser()/name if isinstance(name, str) else there[-1]['path'] if there else None
-    if not path or path not in [o['path'] for o in there]: raise CheckpointError(f'{folder}: no checkpoint{"" if name is True else f" {name!r}"}; there are {", ".join(o["path"].name for o in there) or "none"}')
-    try: return path,*read_checkpoint(path)[:2]
-    except CheckpointError as e:
-        other = next((o['path'].name for o in reversed(there) if o['path']!=path and whole(o['path'])), None)
-        raise CheckpointError(f'{e}. '+(f'{other} is whole: go on from it by {f"{command} --checkpoint {other}" if command else f"resume={other!r}"}' if other else 'No other one is whole')) from None
+    name:str|bool=True, # Name of a checkpoint; True is the last one
+    command:str='' # Shell command that resumes the training, for the error message
+) -> tuple: # Folder of the checkpoint, tensors of the model by name, state
+    "Load a checkpoint of a training. Raise `CheckpointError`, which names the last intact checkpoint, if that fails"
+    paths = [o['path'] for o in checkpoints(folder)]
+    if isinstance(name, str): wanted = Path(folder).expanduser()/name
+    else: wanted = paths[-1] if paths else None
+    if wanted not in paths:
+        which = '' if name is True else f' {name!r}'
+        raise CheckpointError(f'{folder}: no checkpoint{which}; there are {", ".join(o.name for o in paths) or "none"}')
+    try: return wanted,*read_checkpoint(wanted)[:2]
+    except CheckpointError as e: error = e
+    intact = next((o[0].name for o in intact_checkpoints(folder)), None)
+    if intact is None: raise CheckpointError(f'{error}. No other checkpoint is intact')
+    resume = f'{command} --checkpoint {intact}' if command else f'resume={intact!r}'
+    raise CheckpointError(f'{error}. Checkpoint {intact} is intact: resume from it with {resume}')
 
+# %% ../nbs/15_checkpoint.ipynb #ef387efb
 class Checkpoints(FitCallback):
-    "Save all of a training as it goes, and go on from there to the same bits"
-    order,run_valid = 1000,False # after all others: what they do at the end of an epoch belongs to it
+    "Save checkpoints during a fit; with `resume`, continue from one, bit-identical on the CPU"
+    order,run_valid = 1000,False # after the other callbacks: what they do after an epoch belongs to its checkpoint
     def __init__(self,
         folder, # Folder of the checkpoints of this training
-        resume:bool|str=False, # Go on from the last one, if there is any; or from the one of this name
-        every:int=1, # Epochs from one to the next
-        minutes:float|None=None, # Minutes from one to the next, within an epoch too
-        steps:int|None=None, # Steps from one to the next, within an epoch
-        keep:int=2, # Number of the last ones that are kept
-        monitor:str|None='valid_accuracy', # Keep the one with the best value of this column of `History` or metric of fastai's recorder, too; the lowest if it is a loss or an error
-        replan:bool=False, # May the number of epochs differ from that of the training that is resumed? The schedule is then that of the new number
+        resume:bool|str=False, # Resume from the last checkpoint if there is one, or from the one of this name
+        every:int=1, # Epochs between checkpoints
+        minutes:float|None=None, # Minutes between checkpoints, also within an epoch
+        steps:int|None=None, # Steps between checkpoints within an epoch
+        keep:int=2, # Number of latest checkpoints to keep
+        monitor:str|None='valid_accuracy', # Metric whose best checkpoint is kept, too, see `epoch_metrics`
+        replan:bool=False, # Resume with another number of epochs, and the schedule of that number?
         lr_scale:float=1., # Factor on all learning rates from here on
-        returns:int=0, # After a non-finite loss (`NonFiniteLossError`), roll back to the last good checkpoint, at most so many times, instead of raising the error
-        return_scale:float=.5, # Factor on all learning rates after each such return
-        command:str='' # Shell command that resumes the training, for errors and the report of a crash
+        max_rollbacks:int=0, # Number of non-finite losses after which to roll back to the last finite checkpoint
+        rollback_scale:float=.5, # Factor on all learning rates after each rollback
+        command:str='', # Shell command that resumes the training, for error messages and `crash.txt`
+        returns:int|None=None, # Former name of `max_rollbacks`, stored in older runs
+        return_scale:float|None=None # Former name of `rollback_scale`
     ):
+        if returns is not None: max_rollbacks = returns
+        if return_scale is not None: rollback_scale = return_scale
         for nm,v in dict(every=every, keep=keep, steps=steps).items():
             if v is not None and v<1: raise ValueError(f'Checkpoints: {nm}={v}, expected 1 or more')
-        for nm,v in dict(minutes=minutes, lr_scale=lr_scale, return_scale=return_scale).items():
+        for nm,v in dict(minutes=minutes, lr_scale=lr_scale, rollback_scale=rollback_scale).items():
             if v is not None and not 0<v<math.inf: raise ValueError(f'Checkpoints: {nm}={v}, expected a number above 0')
-        store_attr(but='folder')
-        self.folder,self.seconds,self._started = Path(folder).expanduser(),0.,ExitStack() # seconds: what the training waited
+        store_attr(but='folder,returns,return_scale')
+        self.folder = Path(folder).expanduser()
+        self.seconds = 0. # that the training waited
+        self._undo = ExitStack()
 
     def before_fit(self):
         self._writer,self._losses = ThreadPoolExecutor(1, 'checkpoint'),deque(maxlen=5)
-        self._signal,self._told,self._pending,self._skip,self._best,self._rates,self._next,self._scale,self._left = 0,0,None,None,None,None,0,self.lr_scale,self.returns
-        self._rank,self._several = rank_distrib(),getattr(self.learn, 'distributed', None) # several processes train together
-        with ExitStack() as started:
-            if not self._rank: self._take(started)
-            started.callback(self._writer.shutdown)
-            started.callback(self._settle)
+        self._signal = self._told = 0 # the signal that this process, and that any process got
+        self._pending = self._skip = self._best = self._rates = None
+        self._next,self._scale,self._rollbacks_left = 0,self.lr_scale,self.max_rollbacks
+        self._rank,self._several = rank_distrib(),getattr(self.learn, 'distributed', None)
+        with ExitStack() as undo:
+            if not self._rank: self._lock_folder(undo)
+            undo.callback(self._writer.shutdown)
+            undo.callback(self._settle)
             self._restore()
             if threading.current_thread() is threading.main_thread():
-                for o in (signal.SIGINT,signal.SIGTERM): started.callback(signal.signal, o, signal.signal(o, self._on_signal) or signal.SIG_DFL)
+                for o in (signal.SIGINT,signal.SIGTERM):
+                    undo.callback(signal.signal, o, signal.signal(o, self._on_signal) or signal.SIG_DFL)
             self._plain = self.learn._with_events
-            started.callback(setattr, self.learn, '_with_events', self._plain)
+            undo.callback(setattr, self.learn, '_with_events', self._plain)
             self.learn._with_events = self._with_events
-            self._last,self._started = time.monotonic(),started.pop_all()
+            self._last = time.monotonic()
+            self._undo = undo.pop_all()
 
-    def _take(self, started):
-        "Hold the folder against other processes, and remove what a killed one had begun"
+    def cleanup(self): self._undo.close()
+
+    def _lock_folder(self, undo):
+        "Lock the folder against other processes, and remove what a killed one left unfinished"
         lock = FileLock(self.folder/'.lock')
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=1)
-        except Timeout: raise RuntimeError(f'{self.folder}: another process is training into this folder. Wait for it, or choose another folder') from None
-        except OSError as e: raise OSError(f'{self.folder}: checkpoints cannot be written there ({e.strerror}). Choose another folder') from e
-        started.callback(lock.release)
+        except Timeout:
+            raise RuntimeError(f'{self.folder}: another process is training into this folder; '
+                               'wait for it, or choose another folder') from None
+        except OSError as e:
+            raise OSError(f'{self.folder}: checkpoints cannot be written ({e.strerror}); choose another folder') from e
+        undo.callback(lock.release)
         for o in self.folder.glob('.e*.*'): shutil.rmtree(o, ignore_errors=True)
 
     def _on_signal(self, number, frame):
         name = signal.Signals(number).name
-        if self._signal and self._several is None: raise KeyboardInterrupt(f'stopped by a second {name}, without a checkpoint')
-        if not (self._signal or self._rank): # print may have been interrupted itself
-            os.write(2, f'\n{name}: saving, then stopping{"" if self._several else ". Once more stops at once"}\n'.encode())
+        if self._signal and not self._several:
+            raise KeyboardInterrupt(f'stopped by a second {name}, without a checkpoint')
+        if not (self._signal or self._rank): # not `print`, which the signal may have interrupted
+            again = '' if self._several else '; send it again to stop at once'
+            os.write(2, f'\n{name}: saving a checkpoint, then stopping{again}\n'.encode())
         self._signal = number
 
-    def _listen(self, *values):
-        "The signal that any process got, and the largest of each of the values: the same in all processes, which must ask at the same step"
+    def _sync(self, *values):
+        "Set `_told`, and return the maximum of each value over all processes, which must call this at the same step"
         self._told,*values = self._several.max(self._signal, *values) if self._several else (self._signal,*values)
         return values
 
     def _stop_if_told(self, where):
-        if self._told: raise KeyboardInterrupt(f'stopped by {signal.Signals(self._told).name} {where}, with a checkpoint')
+        if not self._told: return
+        raise KeyboardInterrupt(f'stopped by {signal.Signals(self._told).name} {where}, with a checkpoint')
 
     def _with_events(self, f, event_type, ex, final=noop):
-        "In place of the learner's own: epochs that are done are left out, and from a lost one it goes back"
+        "Replace `Learner._with_events`: skip finished epochs, and repeat those that a rollback discards"
         learn = self.learn
-        def plain(): return self._plain(f, event_type, ex, final)
+        def plain(): self._plain(f, event_type, ex, final)
         if event_type!='epoch': return plain()
-        last,bar = learn.epoch,getattr(getattr(learn, 'progress', None), 'mbar', None)
-        if bar and last==0 and self._next: bar.update(0) # it must be started at its beginning
+        at,bar = learn.epoch,getattr(getattr(learn, 'progress', None), 'mbar', None)
+        if bar and at==0 and self._next: bar.update(0) # a progress bar must start at 0
+        is_last = at==learn.n_epoch-1
         try:
-            while self._next<=last:
+            while self._next<=at:
                 learn.epoch = self._next
                 try: plain()
                 except NonFiniteLossError as e:
-                    if not self._go_back(e): raise
+                    if not self._roll_back(e): raise
                 else: self._next += 1
-            if last==learn.n_epoch-1:
-                self._listen()
+            if is_last:
+                self._sync()
                 self._stop_if_told('at the end')
         except BaseException as e:
             try:
                 self._settle()
                 if not isinstance(e, CancelFitException): self._report(e)
-            finally: self._started.close()
-            if self._several: signal.signal(signal.SIGTERM, signal.SIG_IGN) # what launched the processes now ends them all: there is something to be written
+            finally: self._undo.close()
+            if self._several: signal.signal(signal.SIGTERM, signal.SIG_IGN) # which torchrun sends before all is written
             raise
-        if last==learn.n_epoch-1: self._started.close()
-
-    def cleanup(self): self._started.close()
+        if is_last: self._undo.close()
 
     def before_epoch(self):
         if self._skip: self.learn.all_batches = self._rest_of_epoch
-        elif self.returns and self._next==0 and not checkpoints(self.folder): self._save(0, 0) # something to go back to
-
-    def before_train(self): self._start = dict(random=rng_state(), loader=self._loader())
-    def _loader(self):
-        dl,rng = self.dls.train,getattr(self.dls.train, 'rng', None)
-        version,internal,gauss = rng.getstate() if rng else (None,[],None)
-        return dict(epoch=getattr(dl, 'epoch', None), rng=[version,list(internal),gauss] if rng else None)
-
-    def _set_chance(self, state):
-        if not self._rank: set_rng_state(state['random']) # the other processes have RNG states of their own
-        dl,state = self.dls.train,state['loader']
-        if state['epoch'] is not None: dl.epoch = state['epoch']
-        if state['rng']: dl.rng.setstate((state['rng'][0],tuple(state['rng'][1]),state['rng'][2]))
+        elif self.max_rollbacks and self._next==0 and not checkpoints(self.folder): self._save(0, 0)
 
     def _rest_of_epoch(self):
-        "Batches of an epoch from the step on where the checkpoint was made"
+        "Replace `Learner.all_batches`: the batches after the step of the checkpoint"
         learn,skip,self._skip = self.learn,self._skip,None
         learn.__dict__.pop('all_batches')
         learn.n_iter = len(learn.dl)
-        self._set_chance(skip['start'])
-        self._start,it = skip['start'],iter(learn.dl)
-        for _ in range(skip['step']): next(it)
+        self._start = skip['start']
+        self._set_rng(skip['start'])
+        batches = iter(learn.dl)
+        for _ in range(skip['step']): next(batches)
         if not self._rank: set_rng_state(skip['random'])
         learn.train_iter,learn.pct_train = skip['train_iter'],skip['pct_train']
         if skip['n_epoch']!=self.n_epoch: learn.pct_train = (self.epoch+skip['step']/learn.n_iter)/self.n_epoch
-        self._remind(skip['callbacks']) # once more: the epoch has begun
-        for i,b in enumerate(it, skip['step']): learn.one_batch(i, b)
+        _set_states(learn, skip['callbacks']) # again, because the epoch has begun
+        for i,b in enumerate(batches, skip['step']): learn.one_batch(i, b)
+
+    def before_train(self): self._start = dict(random=rng_state(), loader=self._loader_state())
+
+    def _loader_state(self):
+        dl = self.dls.train
+        return dict(epoch=getattr(dl, 'epoch', None), rng=dl.rng.getstate() if hasattr(dl, 'rng') else None)
+
+    def _set_rng(self, state):
+        if not self._rank: set_rng_state(state['random']) # the other ranks have RNG states of their own
+        dl,loader = self.dls.train,state['loader']
+        if loader['epoch'] is not None: dl.epoch = loader['epoch']
+        if loader['rng']:
+            version,internal,gauss = loader['rng']
+            dl.rng.setstate((version,tuple(internal),gauss))
 
     def before_batch(self):
         if self._scale==1.: return
@@ -261,146 +319,173 @@ class Checkpoints(FitCallback):
         self.opt.set_hypers(lr=[o*self._scale for o in self._rates])
 
     def after_batch(self):
-        if self._rates: self.opt.set_hypers(lr=self._rates) # a scheduler may want to find what it left
+        if self._rates: self.opt.set_hypers(lr=self._rates) # schedulers may read the rate that they have set
         self._rates,step = None,self.iter+1
         self._losses.append(self.loss.detach())
-        due = self.minutes and time.monotonic()-self._last>60*self.minutes
-        if self._several and step%10 and self.dls.device.type=='cuda': due = False # there it would cost time to ask at each step
-        else: due, = self._listen(int(bool(due)))
+        due = bool(self.minutes) and time.monotonic()-self._last>60*self.minutes
+        if self._several and step%10 and self.dls.device.type=='cuda': due = False # synchronise every ten steps only
+        else: due, = self._sync(int(due))
         if self._told:
             self._save(self.epoch, step)
             self._stop_if_told(f'in epoch {self.epoch+1} after step {step}')
-        if (due or self.steps and step%self.steps==0) and step<self.n_iter: self._save(self.epoch, step)
+        if self.steps and step%self.steps==0: due = True
+        if due and step<self.n_iter: self._save(self.epoch, step)
 
     def after_epoch(self):
-        value,n = self._value(),self.epoch+1
-        best = value is not None and (self._best is None or self._better(value)>self._better(self._best))
-        if best: self._best = value
-        self._listen()
-        if best or n%self.every==0 or n==self.n_epoch or self._told: self._save(n, 0, value)
+        n,value = self.epoch+1,self._monitored()
+        is_best = value is not None and (self._best is None or self._score(value)>self._score(self._best))
+        if is_best: self._best = value
+        self._sync()
+        if is_best or n%self.every==0 or n==self.n_epoch or self._told: self._save(n, 0, value)
         self._stop_if_told(f'after epoch {n}')
 
-    def _better(self, value): return -value if lower_is_better(self.monitor) else value
+    def _score(self, value): return -value if lower_is_better(self.monitor) else value
 
-    def _value(self):
-        "Return the monitored metric of this epoch; None if it is missing"
-        rec = self.learn.recorder
-        row = dict(zip((o if o.startswith(('train_','valid_')) else f'valid_{o}' for o in rec.metric_names[1:]), rec.values[-1] if rec.values else []))
-        if rows := getattr(getattr(self, 'history', None), 'rows', []): row.update(rows[-1])
-        if self.monitor and self.monitor not in row and row and self.epoch==0: warnings.warn(f'Checkpoints: no monitor {self.monitor!r}, so no best one is kept; there are {", ".join(row)}')
+    def _monitored(self):
+        "The monitored metric of this epoch, or None"
+        if not self.monitor: return
+        row = epoch_metrics(self.learn)
+        if row and self.monitor not in row and self.epoch==0:
+            warnings.warn(f'Checkpoints: no metric {self.monitor!r} to monitor, so that no best checkpoint is kept; '
+                          f'there are {", ".join(row)}')
         value = row.get(self.monitor)
         return float(value) if isinstance(value, Number) and math.isfinite(value) else None
 
     def _save(self, epoch, step, value=None):
-        "Hand a copy of everything to the thread that writes; epoch and step are those to go on with"
+        "Pass a copy of the state to the writer thread; the training resumes at `epoch` and `step`"
         start = time.perf_counter()
         self._settle()
         learn,rec = self.learn,self.learn.recorder
-        memories = {nm: self._memory(cb) for nm,cb in _memories(learn).items()} # what they add up over processes needs all of these
+        states = {nm: _get_state(cb) for nm,cb in _stateful(learn).items()} # on all ranks, because some sum over them
         if self._rank: return
         scaler = getattr(learn, 'scaler', None)
-        state = dict(epoch=epoch, step=step, n_epoch=self.n_epoch, n_iter=len(self.dls.train), pct_train=learn.pct_train, train_iter=learn.train_iter, opt=learn.opt.state_dict(), scaler=scaler.state_dict() if scaler else None,
-                     callbacks=memories, random=rng_state(), start=self._start if step else None, loader=self._loader(), best=self._best, scale=self._scale,
-                     recorder=dict(lrs=rec.lrs, losses=rec.losses, values=rec.values, iters=rec.iters, smooth=[rec.smooth_loss.count,rec.smooth_loss.val]))
-        if getattr(getattr(learn, 'gradient_accumulation', None), 'count', 0): state['grads'] = [p.grad for p in learn.model.parameters()]
-        model = get_model(learn.model).state_dict()
-        about = dict(epoch=epoch, step=step, n_epoch=self.n_epoch, value=value, monitor=self.monitor, time=time.strftime('%Y-%m-%d %H:%M:%S'))
-        self._pending = self._writer.submit(self._write, f'e{epoch:03}'+(f'-s{step:05}' if step else ''), _copied(model), _copied(state), about)
+        smooth = [rec.smooth_loss.count,rec.smooth_loss.val]
+        state = dict(epoch=epoch, step=step, n_epoch=self.n_epoch, n_iter=len(self.dls.train),
+                     pct_train=learn.pct_train, train_iter=learn.train_iter, opt=learn.opt.state_dict(),
+                     scaler=scaler.state_dict() if scaler else None, callbacks=states, random=rng_state(),
+                     start=self._start if step else None, loader=self._loader_state(),
+                     best=self._best, scale=self._scale,
+                     recorder=dict(lrs=rec.lrs, losses=rec.losses, values=rec.values, iters=rec.iters, smooth=smooth))
+        if getattr(getattr(learn, 'gradient_accumulation', None), 'count', 0):
+            state['grads'] = [p.grad for p in learn.model.parameters()]
+        about = dict(epoch=epoch, step=step, n_epoch=self.n_epoch, value=value, monitor=self.monitor,
+                     time=time.strftime('%Y-%m-%d %H:%M:%S'))
+        name = f'e{epoch:03}'
+        if step: name += f'-s{step:05}'
+        model = _to_cpu(get_model(learn.model).state_dict())
+        self._pending = self._writer.submit(self._write, name, model, _to_cpu(state), about)
         self._last = time.monotonic()
         self.seconds += time.perf_counter()-start
 
     def _write(self, name, model, state, about):
         write_checkpoint(self.folder, name, model, state, **about)
-        there,here = checkpoints(self.folder),(about['epoch'],about['step'])
-        past = [o for o in there if (o['epoch'],o['step'])<=here]
+        all_of_them,now = checkpoints(self.folder),(about['epoch'],about['step'])
+        past = [o for o in all_of_them if (o['epoch'],o['step'])<=now]
         scored = [o for o in past if o.get('value') is not None and o.get('monitor')==self.monitor]
-        best = max(scored, key=lambda o: self._better(o['value']))['path'] if scored else None
-        for o in there:
-            if o not in past[-self.keep:] and o['path']!=best: shutil.rmtree(o['path'], ignore_errors=True) # a later one is of a way that was left
+        kept = [o['path'] for o in past[-self.keep:]]
+        if scored: kept.append(max(scored, key=lambda o: self._score(o['value']))['path'])
+        for o in all_of_them: # later ones are of a course that was abandoned
+            if o['path'] not in kept: shutil.rmtree(o['path'], ignore_errors=True)
 
     def _settle(self):
-        "Wait for the checkpoint that is being written. If it cannot be, the training goes on"
+        "Wait for the writer. A checkpoint that cannot be written is a warning"
         pending,self._pending = self._pending,None
         if not pending: return
         try: pending.result()
         except OSError as e:
-            last = checkpoints(self.folder)
-            warnings.warn(f'no checkpoint could be written into {self.folder} ({e.strerror or e}); {"the last one is "+last[-1]["path"].name if last else "there is none before it"}. The training goes on')
-
-    def _memory(self, cb): return cb.state_dict() if hasattr(type(cb), 'load_state_dict') else {k: cb.__dict__[k] for k in _tracked if k in cb.__dict__}
-    def _remind(self, states):
-        for nm,cb in _memories(self.learn).items():
-            if nm not in states: continue
-            if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(deepcopy(states[nm]))
-            else: cb.__dict__.update(states[nm])
+            names = [o['path'].name for o in checkpoints(self.folder)]
+            warnings.warn(f'{self.folder}: no checkpoint could be written ({e.strerror or e}), the last one is '
+                          f'{names[-1] if names else "none"}; training continues')
 
     def _restore(self):
-        "Put the learner where the checkpoint that `resume` names was made"
-        there = checkpoints(self.folder)
-        if not self.resume and there: raise ValueError(f'{self.folder} holds checkpoints of a training. Go on from them by Checkpoints(..., resume=True), or choose another folder')
-        if not self.resume or self.resume is True and not there: return
+        "Load the checkpoint that `resume` names into the learner"
+        if not checkpoints(self.folder):
+            if not isinstance(self.resume, str): return
+        elif not self.resume:
+            raise ValueError(f'{self.folder} already contains checkpoints; '
+                             'resume from them with Checkpoints(..., resume=True), or choose another folder')
         path,model,state = find_checkpoint(self.folder, self.resume, self.command)
-        self._fit_in(path, model, state)
-        try: self._place(model, state)
-        except Exception as e: raise CheckpointError(f'{path}: it does not fit this training, of which the optimizer or a callback is another ({type(e).__name__}: {e})') from e
+        self._check(path, model, state)
+        try: self._load(model, state)
+        except Exception as e:
+            raise CheckpointError(f'{path}: the optimizer or a callback differs from those of this training '
+                                  f'({type(e).__name__}: {e})') from e
         self._scale *= self.lr_scale
 
-    def _place(self, model, state):
-        learn,device = self.learn,next(self.learn.model.parameters()).device
+    def _check(self, path, model, state):
+        "Raise `CheckpointError` if the checkpoint is of another model, of other data or of another number of epochs"
+        mine = get_model(self.learn.model).state_dict()
+        if names := [k for k in mine if k not in model] + [k for k in model if k not in mine]:
+            where = 'the checkpoint' if names[0] in mine else 'this model'
+            more = f', {len(names)-1} more names differ' if len(names)>1 else ''
+            raise CheckpointError(f'{path}: another architecture, {names[0]} is missing in {where}{more}')
+        for k,v in mine.items():
+            if v.shape!=model[k].shape:
+                raise CheckpointError(f'{path}: another architecture or number of classes, {k} has the shape '
+                                      f'{list(model[k].shape)} there and {list(v.shape)} in this model')
+        if not isinstance(state, dict) or not {'epoch','n_iter','n_epoch'}<=set(state):
+            raise CheckpointError(f'{path/"state.pt"}: epoch and step are missing')
+        n_iter,n_epoch,done = len(self.dls.train),self.n_epoch,state['epoch']
+        if state['n_iter']!=n_iter:
+            raise CheckpointError(f"{path}: {state['n_iter']} steps per epoch, and {n_iter} in this training; "
+                                  'use the same images and batch size')
+        if state['n_epoch']!=n_epoch and not self.replan:
+            raise CheckpointError(f"{path}: a training of {state['n_epoch']} epochs, and this one has {n_epoch}; "
+                                  f'use replan=True for the schedule of {n_epoch} epochs')
+        if done>n_epoch: raise CheckpointError(f'{path}: {done} epochs are done, and this training has {n_epoch}')
+
+    def _load(self, model, state):
+        learn,rec = self.learn,self.learn.recorder
+        device = next(learn.model.parameters()).device
         get_model(learn.model).load_state_dict(model)
         opt = state['opt']
-        if not isinstance(learn.opt, OptimWrapper): opt = {k: L(v) if k=='hypers' else v for k,v in to_device(opt, device).items()} # fastai's own does not move its state
+        if not isinstance(learn.opt, OptimWrapper): # fastai's own do not move their state
+            opt = {**to_device(opt, device), 'hypers': L(opt['hypers'])}
         learn.opt.load_state_dict(opt)
         learn.opt.zero_grad()
         for p,g in zip(learn.model.parameters(), state.get('grads', [])): p.grad = g if g is None else g.to(p.device)
         if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
-        self._remind(state['callbacks'])
-        rec,was = learn.recorder,state['recorder']
-        rec.lrs,rec.losses,rec.values,rec.iters = was['lrs'],to_device(was['losses'], device if hasattr(learn, 'deferred_metrics') else 'cpu'),[L(o) for o in was['values']],was['iters']
-        rec.smooth_loss.count,rec.smooth_loss.val = was['smooth']
-        if hasattr(learn, 'deferred_metrics'): learn.deferred_metrics._n_read = 0
-        learn.train_iter,self._next,self._skip,self._best,self._scale = state['train_iter'],state['epoch'],state if state['step'] else None,state['best'],state['scale']
-        self._set_chance(state)
+        _set_states(learn, state['callbacks'])
+        deferred,saved = getattr(learn, 'deferred_metrics', None),state['recorder']
+        rec.lrs,rec.iters,rec.values = saved['lrs'],saved['iters'],[L(o) for o in saved['values']]
+        rec.losses = to_device(saved['losses'], device if deferred else 'cpu')
+        rec.smooth_loss.count,rec.smooth_loss.val = saved['smooth']
+        if deferred: deferred._n_read = 0
+        learn.train_iter = state['train_iter']
+        self._next,self._best,self._scale = state['epoch'],state['best'],state['scale']
+        self._skip = state if state['step'] else None
+        self._set_rng(state)
 
-    def _go_back(self, error):
-        "After a lost loss: to the last checkpoint whose weights are numbers, with lower learning rates. False if that may not be"
+    def _roll_back(self, error):
+        "Load the last finite checkpoint and lower the learning rates. Return False if that is not possible"
         self._settle()
-        if self._several: self._several.wait() # for the process that writes
-        scale,self._rates = self._scale*self.return_scale,None
-        for o in reversed(checkpoints(self.folder)) if self._left else []:
-            try: model,state,_ = read_checkpoint(o['path'])
-            except CheckpointError: continue
+        if self._several: self._several.wait() # for rank 0, which writes
+        if not self._rollbacks_left: return False
+        scale,self._rates = self._scale*self.rollback_scale,None
+        for path,model,state in intact_checkpoints(self.folder):
             if not all(v.isfinite().all() for v in model.values() if v.is_floating_point()): continue
-            self._place(model, state)
-            self._scale,self._left = scale,self._left-1
+            self._load(model, state)
+            self._scale,self._rollbacks_left = scale,self._rollbacks_left-1
             self._losses.clear()
-            warnings.warn(f'{str(error)} Back to {o["path"].name}, with learning rates times {scale:.4g}')
+            warnings.warn(f'{error} Back to {path.name}, with learning rates times {scale:.4g}')
             return True
         return False
 
-    def _fit_in(self, path, model, state):
-        "Raise an error if the checkpoint is of another model or of another plan"
-        mine = get_model(self.learn.model).state_dict()
-        if lost := [k for k in mine if k not in model] + [k for k in model if k not in mine]:
-            raise CheckpointError(f'{path}: of another architecture: {lost[0]} is not in {"the checkpoint" if lost[0] in mine else "this model"}' + (f', and {len(lost)-1} others differ' if len(lost)>1 else ''))
-        for k,v in mine.items():
-            if v.shape!=model[k].shape: raise CheckpointError(f'{path}: of another architecture or number of classes: {k} is {list(model[k].shape)} there and {list(v.shape)} in this model')
-        if not isinstance(state, dict) or not {'epoch','n_iter','n_epoch'}<=set(state): raise CheckpointError(f'{path/"state.pt"}: it does not say where the training was')
-        if state['n_iter']!=len(self.dls.train): raise CheckpointError(f"{path}: of epochs of {state['n_iter']} steps, and here they have {len(self.dls.train)}. Take the same images and batch size")
-        if state['n_epoch']!=self.n_epoch and not self.replan:
-            raise CheckpointError(f"{path}: of a training of {state['n_epoch']} epochs, and this one has {self.n_epoch}. With replan=True it goes on by the schedule of {self.n_epoch} epochs")
-        if state['epoch']>self.n_epoch: raise CheckpointError(f"{path}: {state['epoch']} epochs are done, and this training has {self.n_epoch}")
-
     def _report(self, e):
-        "What a crash leaves in `crash.txt`, and in the error itself: where, the last losses, the way back"
+        "Append where the training stopped and how to resume it to `crash.txt`, and to the error itself"
         try:
-            learn,last = self.learn,checkpoints(self.folder)
-            part = '' if learn.training else ' of the validation'
-            message = str(e).split('\n\t')[-1] # without what fastai writes before it
-            text = [f'{type(e).__name__}: {message}', f"{time.strftime('%Y-%m-%d %H:%M:%S')}, epoch {learn.epoch+1} of {self.n_epoch}, step {getattr(learn,'iter',-1)+1} of {getattr(learn,'n_iter',0)}{part}, learning rate {learn.opt.hypers[-1]['lr']:.4g}",
-                    f"last losses: {', '.join(f'{float(o.mean()):.4f}' for o in self._losses) or 'none'}", f"last checkpoint: {last[-1]['path'].name if last else 'none'}",
-                    f'to go on: {self.command or "the same fit with Checkpoints(..., resume=True)"}']
-            if hasattr(e, 'add_note'): e.add_note('\n'.join(text[1:])) # from Python 3.11 on
-            if not self._rank:
-                with open(self.folder/'crash.txt', 'a', encoding='utf-8') as f: f.write('\n'.join(text)+'\n\n')
-        except Exception as another: warnings.warn(f'no report of the crash: {another}') # never in place of the error itself
+            learn,names = self.learn,[o['path'].name for o in checkpoints(self.folder)]
+            message = str(e).split('\n\t')[-1] # fastai writes a line before it
+            step = f'step {getattr(learn,"iter",-1)+1} of {getattr(learn,"n_iter",0)}'
+            if not learn.training: step += ' of the validation'
+            losses = ', '.join(f'{float(o.mean()):.4f}' for o in self._losses)
+            text = [f"{time.strftime('%Y-%m-%d %H:%M:%S')}, epoch {learn.epoch+1} of {self.n_epoch}, {step}, "
+                    f"learning rate {learn.opt.hypers[-1]['lr']:.4g}",
+                    f'last losses: {losses or "none"}',
+                    f'last checkpoint: {names[-1] if names else "none"}',
+                    f'to resume: {self.command or "the same fit with Checkpoints(..., resume=True)"}']
+            if hasattr(e, 'add_note'): e.add_note('\n'.join(text)) # from Python 3.11 on
+            if self._rank: return
+            with open(self.folder/'crash.txt', 'a', encoding='utf-8') as f:
+                f.write('\n'.join([f'{type(e).__name__}: {message}', *text])+'\n\n')
+        except Exception as other: warnings.warn(f'no crash report: {other}') # the error itself is raised

@@ -1,4 +1,4 @@
-"""A training leaves a folder: the recipe, a row for each epoch as it happens, checkpoints to go on from, the weights, the curves, and how it ended
+"""One folder per training: recipe, versions, history, checkpoints, weights, curves and final state
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/run.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/run.html.md"""
 
 # %% ../nbs/17_run.ipynb #14f5f78f
 from __future__ import annotations
-import json,os,platform,shlex,subprocess,sys,traceback,warnings
+import json,os,platform,shlex,subprocess,sys,time,traceback,warnings
 from contextlib import contextmanager
 import fastai,cifar_fastai
 from fastai.vision.all import *
@@ -15,11 +15,7 @@ from filelock import FileLock,Timeout
 from safetensors.torch import save as tensor_bytes
 from .core import *
 from .callbacks import *
-from .loaders import *
-from .schedule import *
-from .precision import *
 from .recipe import *
-from .interpret import *
 from .checkpoint import *
 from .tensorboard import TensorBoardLog
 
@@ -27,111 +23,128 @@ from .tensorboard import TensorBoardLog
 __all__ = ['shell_command', 'git_commit', 'package_versions', 'Run', 'model_input', 'SaveRun', 'required_callbacks']
 
 # %% ../nbs/17_run.ipynb #b14e5e38
-def shell_command(*args):
-    "A shell command as text, quoted for the shell of this system"
+def shell_command(*args:str) -> str:
+    "Join arguments into a command, quoted for the shell of this system"
     return subprocess.list2cmdline(args) if sys.platform=='win32' else shlex.join(args)
 
-def git_commit() -> str: # Short hash, with '+' if the tree has changes; '' outside a repository
-    "The commit of the code that is running"
-    here = Path(__file__) if '__file__' in globals() else Path('17_run.ipynb')
-    def git(*args): return subprocess.run(['git','-C',str(here.parent),*args], capture_output=True, text=True).stdout.strip()
+def git_commit() -> str: # Short hash, followed by '+' if there are uncommitted changes; '' outside a repository
+    "Return the commit of the running code"
+    here = Path(globals().get('__file__', '17_run.ipynb'))
+    def git(*args):
+        return subprocess.run(['git','-C',str(here.parent),*args], capture_output=True, text=True).stdout.strip()
     try:
-        if not git('ls-files', here.name): return '' # installed in an environment inside somebody else's repository
-        return git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','-uno') else '')
-    except OSError: return ''
+        if not git('ls-files', here.name): return '' # installed into an environment inside another repository
+        changed = git('status','--porcelain','-uno')
+        return git('rev-parse','--short','HEAD') + ('+' if changed else '')
+    except OSError: return '' # git is not installed
 
-def package_versions(): return dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__, cifar_fastai=cifar_fastai.__version__)
+def package_versions() -> dict:
+    "Return the versions of Python, torch, fastai and this library"
+    return dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
+                cifar_fastai=cifar_fastai.__version__)
 
 class Run:
-    "The folder of one training: `run.json` (recipe, command, commit, versions, device, state), `history.csv`, `checkpoints/`, `model.safetensors`, `curves.png`, `tensorboard/` if wanted, `error.txt` if it failed"
-    def __init__(self, path): # An existing run folder, or a `Run`
+    "The folder of one training"
+    def __init__(self, path): # Run folder, or a `Run`
         self.path = Path(getattr(path, 'path', path)).expanduser()
         self._lock = FileLock(self.path/'.lock')
 
     @classmethod
     def new(cls,
-        name:str, # Name of the run; a number is added if it is taken
+        name:str, # Name of the run; a number is appended if it is taken
         root='runs', # Folder of all runs
         recipe:Recipe|None=None, # What is trained
-        **info # Further entries, such as the data and the device
+        **info # Further entries of `run.json`, such as the data and the device
     ) -> Run:
-        "Make a new folder, never an old one"
-        root,i = Path(root).expanduser(),1
+        "Create a run folder, never an existing one"
+        root,path,i = Path(root).expanduser(),None,1
         root.mkdir(parents=True, exist_ok=True)
-        while True:
+        while path is None:
             path = root/(name if i==1 else f'{name}-{i}')
             try: path.mkdir()
-            except FileExistsError: i += 1
-            else: break
+            except FileExistsError: path,i = None,i+1
         about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=shell_command(*sys.argv),
-                     commit=git_commit(), versions=package_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'), started_ns=time.time_ns())
+                     commit=git_commit(), versions=package_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'),
+                     started_ns=time.time_ns())
         write_text(path/'run.json', json.dumps({**about, **info}, indent=1, default=str))
         return cls(path)
 
     @property
-    def info(self) -> dict: # What `run.json` says
+    def info(self) -> dict:
+        "The content of `run.json`"
         file = self.path/'run.json'
         try: return json.loads(file.read_text(encoding='utf-8'))
-        except FileNotFoundError: raise FileNotFoundError(f'{self.path}: no run is there: it has no run.json') from None
-        except ValueError: raise ValueError(f'{file}: damaged, it cannot be read') from None
+        except FileNotFoundError:
+            raise FileNotFoundError(f'{self.path}: not a run folder, run.json is missing') from None
+        except ValueError: raise ValueError(f'{file}: corrupt') from None
 
-    def update(self, **info): write_text(self.path/'run.json', json.dumps({**self.info, **info}, indent=1, default=str))
+    def update(self, **info):
+        "Change entries of `run.json`"
+        write_text(self.path/'run.json', json.dumps({**self.info, **info}, indent=1, default=str))
 
     @contextmanager
     def lock(self):
-        "Keep other processes from training into this folder. Raises `RuntimeError` if one does"
+        "Lock the run against other processes. Raise `RuntimeError` if one is training into it"
         try: self._lock.acquire(timeout=1)
-        except Timeout: raise RuntimeError(f'{self.path}: another process is training into this run. Wait for it, or start another run') from None
+        except Timeout:
+            raise RuntimeError(f'{self.path}: another process is training into this run; '
+                               'wait for it, or start another run') from None
         try: yield
         finally: self._lock.release()
 
     @property
-    def state(self) -> str: # 'new', 'running', 'done', 'failed', 'interrupted', or 'killed': it ended without a word
+    def state(self) -> str:
+        "'new', 'running', 'done', 'failed', 'interrupted', or 'killed' if the process ended without writing its state"
         state = self.info['state']
         if state!='running' or not (self.path/'.lock').exists(): return state
         try:
             with FileLock(self.path/'.lock').acquire(timeout=0): return 'killed'
-        except OSError: return state # it is held, or cannot be looked at
+        except OSError: return state # locked (`Timeout` is an `OSError`), or not accessible
 
-    def history(self) -> pd.DataFrame: # A row for each finished epoch
-        if not (self.path/'history.csv').is_file(): raise ValueError(f'{self.path}: no epoch is finished, so there is no history yet')
-        return pd.read_csv(self.path/'history.csv')
+    def history(self) -> pd.DataFrame:
+        "Return a row for each finished epoch. Raise `ValueError` before the first one"
+        file = self.path/'history.csv'
+        if not file.is_file(): raise ValueError(f'{file}: missing, no epoch is finished')
+        return pd.read_csv(file)
 
-    def best(self) -> pd.Series: # The row of the highest validation accuracy
+    def best(self) -> pd.Series:
+        "Return the row of the epoch with the highest validation accuracy"
         df = self.history()
         return df.loc[df.valid_accuracy.idxmax()]
 
-    def checkpoints(self) -> list: # As of `checkpoints`, the last one last
-        "The checkpoints of this run"
+    def checkpoints(self) -> list:
+        "List the checkpoints of this run, see `checkpoints`"
         return checkpoints(self.path/'checkpoints')
 
     @property
     def resume_command(self): return shell_command('cifar_resume', str(self.path))
-    def __repr__(self): return f"Run({self.path}, {self.state})"
+    def __repr__(self): return f'Run({self.path}, {self.state})'
 
 # %% ../nbs/17_run.ipynb #14913907
 def model_input(
-    dls:DataLoaders # Of `image_dls`, or others with classes and `Normalize`
-) -> dict|None: # classes, mean, std, size; None if the images have no classes or are not normalised
-    "What a network takes that was trained on these images, and what it names: for use without them. Draws nothing from the random state"
+    dls:DataLoaders # From `image_dls`, or others with `vocab` and `Normalize`
+) -> dict|None: # classes, mean, std, size; None without classes or normalisation
+    "Return what a network trained on these images takes and predicts, without changing the RNG state"
     norm = next((o for o in getattr(dls.valid.after_batch, 'fs', ()) if isinstance(o, Normalize)), None)
     if norm is None or not hasattr(dls, 'vocab'): return None
     with no_random(): x = dls.valid.new(bs=1, shuffle=False).one_batch()[0]
-    return dict(classes=list(map(str, dls.vocab)), mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist(), size=x.shape[-1])
+    return dict(classes=list(map(str, dls.vocab)), mean=norm.mean.flatten().tolist(),
+                std=norm.std.flatten().tolist(), size=x.shape[-1])
 
 class SaveRun(FitCallback):
-    "Write each epoch's row, and at the end, good or bad, the weights, the curves and the state, into a `Run`. What cannot be written is warned of, and the training goes on"
+    "Write history, weights, curves and state into a `Run`; warn of files that cannot be written"
     order = History.order+1
-    def __init__(self, run:Run): self.folder,self.n_before,self.each = run,0,True # `run` is fastai's own switch of a callback
+    def __init__(self, run:Run): self.folder,self.n_before,self.each = run,0,True # `self.run` is fastai's
 
     def before_fit(self):
         self.n_before = len(self.learn.history.rows)
-        self.each = not any(isinstance(o, Checkpoints) for o in self.learn.cbs) # they have the weights of each epoch
-        self._try('run.json', lambda: self.folder.update(state='running', reason=None, input=model_input(self.learn.dls)))
+        self.each = not any(isinstance(o, Checkpoints) for o in self.learn.cbs) # which have the weights of each epoch
+        self._try('run.json', self.folder.update, state='running', reason=None, input=model_input(self.learn.dls))
 
-    def _try(self, what, f):
-        try: f()
-        except OSError as e: warnings.warn(f'{self.folder.path}: {what} could not be written ({e.strerror or e}). The training goes on')
+    def _try(self, file, f, *args, **kwargs):
+        try: f(*args, **kwargs)
+        except OSError as e:
+            warnings.warn(f'{self.folder.path}: {file} could not be written ({e.strerror or e}); training continues')
 
     def after_epoch(self):
         if len(self.learn.history.rows)==self.n_before: return
@@ -139,75 +152,96 @@ class SaveRun(FitCallback):
         if self.each: self._try('model.safetensors', self._save_weights)
 
     def _save_rows(self):
-        rows,file = self.learn.history.rows[self.n_before:],self.folder.path/'history.csv'
-        before = self.folder.history() if file.is_file() else pd.DataFrame(dict(epoch=[]))
-        before = before[before.epoch<rows[0]['epoch']] # what comes again, replaces what was
-        table = pd.concat(([before] if len(before) else [])+[pd.DataFrame(rows)]) # a later fit may have other columns
-        write_text(file, table.to_csv(index=False, lineterminator='\n'))
+        tables,file = [pd.DataFrame(self.learn.history.rows[self.n_before:])],self.folder.path/'history.csv'
+        if file.is_file():
+            before = self.folder.history()
+            before = before[before.epoch<tables[0].epoch[0]] # repeated epochs replace the earlier ones
+            if len(before): tables.insert(0, before)
+        write_text(file, pd.concat(tables).to_csv(index=False, lineterminator='\n')) # a later fit may add columns
 
-    def _own_tensors(self):
-        "Tensors of the network by name, each once"
+    def _tensors(self):
+        "Tensors of the network by name, shared ones once"
         tensors = get_model(self.learn.model).state_dict(keep_vars=True)
-        return {k: tensors[k] for k in {id(v): k for k,v in tensors.items()}.values()}
+        names = {id(v): k for k,v in tensors.items()}.values()
+        return {k: tensors[k] for k in names}
 
     def _save_weights(self, tensors=None):
-        tensors = {k: v.detach().cpu().contiguous() for k,v in (tensors or self._own_tensors()).items()}
-        with atomic_file(self.folder.path/'model.safetensors') as side: side.write_bytes(tensor_bytes(tensors))
+        tensors = {k: v.detach().cpu().contiguous() for k,v in (tensors or self._tensors()).items()}
+        with atomic_file(self.folder.path/'model.safetensors') as file: file.write_bytes(tensor_bytes(tensors))
 
-    def _save_last_whole(self):
-        "The weights of the last checkpoint that is whole, whatever an error has made of those of the learner"
-        names = set(self._own_tensors())
-        for o in reversed(self.folder.checkpoints()):
-            try: model = read_checkpoint(o['path'])[0]
-            except CheckpointError: continue
+    def _save_checkpoint_weights(self):
+        "Save the weights of the last intact checkpoint"
+        names = set(self._tensors())
+        for _,model,_ in intact_checkpoints(self.folder.path/'checkpoints'):
             if names<=set(model): return self._save_weights({k: model[k] for k in names})
 
     def _save_curves(self):
-        fig = plot_history({self.folder.path.name: pd.DataFrame(self.learn.history.rows)})
-        with atomic_file(self.folder.path/'curves.png') as side: fig.savefig(side, format='png', dpi=110)
+        fig = plot_history({self.folder.path.name: self.learn.history.frame()})
+        with atomic_file(self.folder.path/'curves.png') as file: fig.savefig(file, format='png', dpi=110)
         plt.close(fig)
 
+    def _non_finite(self):
+        "Name a loss of the last epoch or a tensor that is not finite; None if all are"
+        rows = self.learn.history.rows
+        for k,v in rows[-1].items() if rows else ():
+            if 'loss' in k and not math.isfinite(v): return f'{k} of the last epoch'
+        for k,v in self._tensors().items():
+            if v.is_floating_point() and not v.isfinite().all(): return k
+
     def finish(self, state, reason=None):
-        lost = [k for k,v in (self.learn.history.rows or [{}])[-1].items() if 'loss' in k and not math.isfinite(v)]
-        if state=='done' and lost: state,reason = 'failed',f'{lost[0]} of the last epoch is not a number'
-        bad = [k for k,v in self._own_tensors().items() if v.is_floating_point() and not v.isfinite().all()]
-        if state=='done' and bad: state,reason = 'failed',f'{bad[0]} holds values that are no numbers. Train with a lower learning rate'
-        if state=='failed': self._try('model.safetensors', self._save_last_whole)
-        if state=='interrupted' or state=='done' and not self.each or not (self.folder.path/'model.safetensors').exists(): self._try('model.safetensors', self._save_weights)
-        if len(self.learn.history.rows)>self.n_before: self._try('history.csv', self._save_rows) # once more, should it have failed
+        "Write what is left to write, and the state"
+        if state=='done' and (name := self._non_finite()):
+            state,reason = 'failed',f'{name} is not finite; train with a lower learning rate'
+        if state=='failed': self._try('model.safetensors', self._save_checkpoint_weights)
+        is_new = state=='interrupted' or state=='done' and not self.each
+        if is_new or not (self.folder.path/'model.safetensors').exists():
+            self._try('model.safetensors', self._save_weights)
+        if len(self.learn.history.rows)>self.n_before: self._try('history.csv', self._save_rows) # it may have failed
         if self.learn.history.rows: self._try('curves.png', self._save_curves)
-        self._try('run.json', lambda: self.folder.update(state=state, reason=reason))
+        self._try('run.json', self.folder.update, state=state, reason=reason)
 
     def after_fit(self): self.finish('done')
 
-def required_callbacks(learn):
-    "Names of the callbacks that a training depends on: not those that show it, nor the precision, which depends on the device"
-    return [type(o).__name__ for o in learn.cbs if getattr(o, 'needed_to_resume', not isinstance(o, (ProgressCallback,fp16.MixedPrecision)))]
+def error_text(e:BaseException) -> str:
+    "Return the message of an error without the line that fastai prepends to errors in callbacks"
+    return str(e).split('\n\t')[-1]
+
+def required_callbacks(learn) -> list:
+    "Names of the callbacks that `resume` needs: not progress bars, nor the precision, which depends on the device"
+    def needed(o): return getattr(o, 'needed_to_resume', not isinstance(o, (ProgressCallback,fp16.MixedPrecision)))
+    return [type(o).__name__ for o in learn.cbs if needed(o)]
 
 @patch
 def record(self:Run,
     learn:Learner, # A learner with a `History`
-    fit, # Function of the learner that trains it, such as `recipe.fit`
-    tensorboard:bool=False, # Write a `TensorBoardLog` into `tensorboard/`, too?
-    checkpoints:bool|dict=False # Write `Checkpoints` into `checkpoints/`? Or their arguments
+    fit, # Function that trains it, such as `recipe.fit`
+    tensorboard:bool=False, # Write a `TensorBoardLog` into `tensorboard/`?
+    checkpoints:bool|dict=False # Write `Checkpoints` into `checkpoints/`? A dict has their arguments
 ) -> Learner:
-    "Train into this folder. An error or Ctrl-C is written down, an error in full in `error.txt`, and raised again. Raises `RuntimeError` if another process is training into it"
-    saver,logs = SaveRun(self),[TensorBoardLog(self.path/'tensorboard', self.info['recipe'])] if tensorboard else []
-    points = [] if checkpoints is False else [Checkpoints(self.path/'checkpoints', command=self.resume_command, **(checkpoints if isinstance(checkpoints, dict) else {}))]
-    if rank_distrib(): # the first process alone writes
-        with learn.added_cbs(points): fit(learn)
+    """Train into this folder. Errors and Ctrl-C are recorded, errors in full in `error.txt`, and raised again
+
+    Raise `RuntimeError` if another process is training into the folder."""
+    saver,cbs = SaveRun(self),[]
+    if tensorboard: cbs.append(TensorBoardLog(self.path/'tensorboard', self.info['recipe']))
+    if checkpoints is not False:
+        args = checkpoints if isinstance(checkpoints, dict) else {}
+        cbs.append(Checkpoints(self.path/'checkpoints', command=self.resume_command, **args))
+    if rank_distrib(): # rank 0 writes
+        with learn.added_cbs(cbs): fit(learn)
         return learn
     with self.lock():
-        if 'cbs' not in self.info: saver._try('run.json', partial(self.update, cbs=required_callbacks(learn)))
+        if 'cbs' not in self.info: saver._try('run.json', self.update, cbs=required_callbacks(learn))
         try:
-            with learn.added_cbs([saver,*logs,*points]): fit(learn)
+            with learn.added_cbs([saver,*cbs]): fit(learn)
         except (KeyboardInterrupt,Exception) as e:
             saver.learn = learn
-            if isinstance(e, Exception): saver._try('error.txt', partial(self._add_error, e))
-            saver.finish('interrupted' if isinstance(e, KeyboardInterrupt) else 'failed', f'{type(e).__name__}: {error_text(e)}')
+            if isinstance(e, Exception): saver._try('error.txt', self._add_error, e)
+            state = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'failed'
+            saver.finish(state, f'{type(e).__name__}: {error_text(e)}')
             raise
     return learn
 
 @patch
 def _add_error(self:Run, e):
-    with open(self.path/'error.txt', 'a', encoding='utf-8') as f: f.write(time.strftime('%Y-%m-%d %H:%M:%S\n')+''.join(traceback.format_exception(e))+'\n')
+    text = time.strftime('%Y-%m-%d %H:%M:%S\n') + ''.join(traceback.format_exception(e)) + '\n'
+    with open(self.path/'error.txt', 'a', encoding='utf-8') as f: f.write(text)

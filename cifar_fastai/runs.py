@@ -1,4 +1,4 @@
-"""Train several recipes and seeds, resume, compare and delete runs
+"""Train several recipes and seeds; resume, extend, compare and delete runs
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.html.md"""
 
@@ -6,14 +6,13 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/runs.html.md"""
 
 # %% ../nbs/18_runs.ipynb #9f39f38a
 from __future__ import annotations
-import contextlib,shutil,sys
+import shutil,sys,time
+from contextlib import nullcontext
 from fastai.vision.all import *
 from .core import *
 from .augment import Policy
-from .loaders import *
 from .callbacks import *
 from .schedule import *
-from .precision import *
 from .recipe import *
 from .recipe import recipes as all_recipes
 from .checkpoint import *
@@ -24,72 +23,83 @@ __all__ = ['train_runs', 'by_recipe', 'summarise', 'resume', 'find_runs', 'runs_
            'prunable', 'prune_runs']
 
 # %% ../nbs/18_runs.ipynb #01a52dc3
-def _first_process(make, device=None):
-    "The `Run` that the first process makes, in all processes"
+def _on_rank0(make, device=None):
+    "Return the `Run` that `make` returns on rank 0, on all ranks"
     if num_distrib()<2: return make()
     from cifar_fastai.distributed import on_rank0
     return Run(on_rank0(lambda: str(make().path), device))
 
-def _plain(o):
-    "An argument of `image_dls` as JSON holds it"
+def _to_json(o):
+    "Convert an argument of `image_dls` for `run.json`"
     if isinstance(o, Policy): return asdict(o)
     if isinstance(o, (Tensor,np.ndarray,np.generic)): return o.tolist()
-    return [*map(_plain, o)] if isinstance(o, (list,tuple)) else o
+    return [*map(_to_json, o)] if isinstance(o, (list,tuple)) else o
 
 def train_runs(
     recipes, # A `Recipe` or its name, or several
     path, # Folder of images, as for `image_dls`
-    seeds:int=1, # Trainings of each recipe, from its own seed upwards
+    seeds:int=1, # Number of seeds, counted from that of the recipe
     root='runs', # Folder of all runs
-    name:str|None=None, # Name of the runs; the recipe's unless given
-    cbs=None, # Function that makes callbacks for each learner; `resume` needs them again, except for those with the attribute `needed_to_resume=False`
-    tensorboard:bool=False, # Write a TensorBoard log into each run?
-    checkpoints:bool|dict=True, # Write `Checkpoints` into each run? Or their arguments
+    name:str|None=None, # Name of the runs; None is that of the recipe
+    cbs=None, # Function that returns callbacks; `resume` needs them again, unless they have `needed_to_resume=False`
+    tensorboard:bool=False, # Write TensorBoard logs?
+    checkpoints:bool|dict=True, # Write `Checkpoints`? A dict has their arguments
     before=noop, # Called with recipe, learner and run before each training
-    info:dict|None=None, # Further entries of `run.json` of each run
+    info:dict|None=None, # Further entries of `run.json`
     **kwargs # Further arguments of `image_dls`: device, engine, size, ...
-): # Generator of the `Run` of each training, when it has ended
-    "Train recipes one after the other, each by all processes together if torchrun or accelerate launch started several. A training that fails leaves its reason in its run and on the screen; Ctrl-C ends them all. Raises `ValueError` or `DataError` before the first training for what cannot be trained"
+): # Generator of the `Run` of each finished training
+    """Train recipes one after the other, by all processes together under torchrun or accelerate launch
+
+    A training that fails is recorded in its run and printed; Ctrl-C stops all. Raise `ValueError` or `DataError`
+    before the first training if a recipe does not exist or does not fit the images."""
     if seeds<1: raise ValueError(f'seeds={seeds}: expected at least 1')
     if name and Path(name).name!=name: raise ValueError(f'name={name!r}: expected a name without a path')
     rs = [look_up('recipe', o, all_recipes) if isinstance(o, str) else o for o in L(recipes)]
-    for r in rs[1:]: r.learner(r.dls(path, **kwargs)) # what cannot be made is said before the first training
+    for r in rs[1:]: r.learner(r.dls(path, **kwargs)) # raises here, not after hours of the first training
     for r in rs:
         for seed in range(r.seed, r.seed+seeds):
             each = r.but(seed=seed)
             dls = each.dls(path, **kwargs)
             learn = each.learner(dls, cbs=cbs() if cbs else None)
-            nm = '-'.join(([name] if name else [])+([r.name] if not name or len(rs)>1 else [])+([f's{seed}'] if seeds>1 else []))
-            run = _first_process(lambda: Run.new(nm, root, each, data=Path(path).name, images=str(Path(path).expanduser().resolve()), dls={k: _plain(v) for k,v in kwargs.items()}, cbs=required_callbacks(learn), tensorboard=tensorboard, checkpoints=checkpoints, processes=max(1, num_distrib()),
-                                                 device=str(dls.device), device_name=device_name(dls.device), precision=each.precision_on(dls.device), **(info or {})), kwargs.get('device'))
+            names = [name] if name else []
+            if not name or len(rs)>1: names.append(r.name)
+            if seeds>1: names.append(f's{seed}')
+            about = dict(data=Path(path).name, images=str(Path(path).expanduser().resolve()),
+                         dls={k: _to_json(v) for k,v in kwargs.items()}, cbs=required_callbacks(learn),
+                         tensorboard=tensorboard, checkpoints=checkpoints, processes=max(1, num_distrib()),
+                         device=str(dls.device), device_name=device_name(dls.device),
+                         precision=each.precision_on(dls.device), **(info or {}))
+            run = _on_rank0(lambda: Run.new('-'.join(names), root, each, **about), kwargs.get('device'))
             before(each, learn, run)
             try: run.record(learn, each.fit, tensorboard, checkpoints)
             except Exception as e:
-                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # only a lost loss is one of all processes
-                print(f'{run.path.name} failed: {error_text(e)}' + (f'\nTo go on: {run.resume_command}' if run.checkpoints() else ''))
+                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # it may not have occurred on all ranks
+                print(f'{run.path.name} failed: {error_text(e)}')
+                if run.checkpoints(): print(f'To resume: {run.resume_command}')
             yield run
 
 def _recipe(info):
-    "The recipe in a run's `info` as a dict; the first runs there were have its name alone"
+    "The recipe in `run.json` as a dict; the first versions stored the name only"
     r = info.get('recipe') or {}
     return dict(name=r) if isinstance(r, str) else r
 
 def by_recipe(
     runs # `Run`s, or their folders
-) -> dict: # Name -> list of `Run`s that differ in nothing but the seed
-    "Group runs by what was trained on what; a second recipe of the same name gets a number"
+) -> dict: # Lists of `Run`s, by the recipe's name
+    "Group runs that differ only in the seed; another recipe of the same name gets a number"
     groups = {}
     for run in map(Run, runs):
         info = run.info
-        what = {k: v for k,v in _recipe(info).items() if k!='seed'}
+        recipe = {k: v for k,v in _recipe(info).items() if k!='seed'}
         loaded = {k: v for k,v in info.get('dls', {}).items() if k not in ('device','num_workers','cache','seed')}
         images,takes = info.get('images'),info.get('input') or {}
-        key = [what,loaded,info.get('then'),info.get('data'),images and os.path.realpath(images),takes.get('classes'),takes.get('size')]
+        if images: images = os.path.realpath(images)
+        key = [recipe,loaded,info.get('then'),info.get('data'),images,takes.get('classes'),takes.get('size')]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     res = {}
     for group in groups.values():
-        nm,i = _recipe(group[0].info).get('name', 'none'),2
-        base = nm
+        base,i = _recipe(group[0].info).get('name', 'none'),2
+        nm = base
         while nm in res: nm,i = f'{base}-{i}',i+1
         res[nm] = group
     return res
@@ -97,97 +107,115 @@ def by_recipe(
 def summarise(
     runs # `Run`s, or their folders
 ) -> pd.DataFrame: # A row for each recipe
-    "Final and best accuracy over the seeds of each recipe: mean and standard deviation. Runs that did not finish are counted, not averaged"
+    "Return mean and standard deviation of the accuracies of each recipe; unfinished runs are counted only"
     rows = {}
     for nm,group in by_recipe(runs).items():
-        done = [o for o in group if o.info['state']=='done']
-        frames = [o.history() for o in done]
-        final,best = (np.array([f(o.valid_accuracy) for o in frames]) for f in (lambda o: o.iloc[-1], lambda o: o.max()))
-        def sd(o): return o.std(ddof=1) if len(o)>1 else float('nan')
-        rows[nm] = dict(n=len(done), unfinished=len(group)-len(done), epochs=len(frames[0]) if done else 0, final_mean=final.mean() if done else float('nan'), final_sd=sd(final),
-                        best_mean=best.mean() if done else float('nan'), best_sd=sd(best), seconds=np.mean([o.seconds.sum() for o in frames]) if done else float('nan'))
-    return pd.DataFrame(rows).T.astype({k: int for k in ('n','unfinished','epochs') if rows})
+        frames = [o.history() for o in group if o.info['state']=='done']
+        done = pd.DataFrame([dict(final=o.valid_accuracy.iloc[-1], best=o.valid_accuracy.max(), seconds=o.seconds.sum())
+                             for o in frames], columns=['final','best','seconds'], dtype=float)
+        mean,sd = done.mean(),done.std()
+        rows[nm] = dict(n=len(done), unfinished=len(group)-len(done), epochs=len(frames[0]) if frames else 0,
+                        final_mean=mean.final, final_sd=sd.final, best_mean=mean.best, best_sd=sd.best,
+                        seconds=mean.seconds)
+    return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/18_runs.ipynb #7e523031
 # Names of version 0.1.0 -> current names
-_old_callbacks = dict(StopIfLost='TerminateOnNonFinite', QuickLoop='DeferredMetrics', SideBySide='PackedConv', KeepMemory='MallocTuning')
+_old_callbacks = dict(StopIfLost='TerminateOnNonFinite', QuickLoop='DeferredMetrics', SideBySide='PackedConv',
+                      KeepMemory='MallocTuning')
 
 def _parts(info):
-    "The recipe of a run, and one like it for each time that epochs were added"
+    "The recipe of a run, and a recipe for each extension"
     return [Recipe.from_dict({**info['recipe'], **o}) for o in [{},*(info.get('then') or [])]]
 
-def _longer(where, parts, epochs, then, n):
-    "The parts of a training of more epochs, of `n` steps each"
+def _extend(where, parts, epochs, then, n):
+    "Return the parts of a training extended to `epochs` epochs of `n` steps each"
     planned = sum(o.epochs for o in parts)
     more = epochs-planned if epochs else 0
-    if more<0: raise ValueError(f'{where}: epochs={epochs}, and {planned} are planned. A training can be made longer, not shorter')
+    if more<0: raise ValueError(f'{where}: epochs={epochs}, expected at least the {planned} that are planned')
     if not more:
-        if then is not None: raise ValueError(f'{where}: then={then!r} is for added epochs, and none are added. Give `epochs`, more than the {planned} that are planned')
-        return parts
-    if then is None: raise ValueError(f"{where}: {epochs} epochs, and {planned} are planned. Say by `then` what the learning rate shall do: 'whole' plans the schedule anew, over all {epochs} epochs; "
-                                      f"'last' stays at the last rate, a number at that rate; a schedule is for the {more} that are added")
+        if then is None: return parts
+        raise ValueError(f'{where}: then={then!r} is for added epochs; set epochs to more than {planned}')
+    if then is None:
+        raise ValueError(f"{where}: {epochs} epochs, and {planned} are planned; set `then` to 'whole' (the schedule over "
+                         f"all {epochs} epochs), 'last' (the last learning rate), a learning rate or a schedule")
     if isinstance(then, str) and then=='whole': return [parts[0].but(epochs=epochs)]
-    if any(isinstance(o, Plateau) for o in [then,*(o.schedule for o in parts)]): raise ValueError(f"{where}: the rates of a Plateau are known only as they happen, so that nothing can be put before or after it. Take then='whole'")
+    if any(isinstance(o, Plateau) for o in [then,*(o.schedule for o in parts)]):
+        raise ValueError(f"{where}: the rates of a Plateau depend on the training; use then='whole'")
     if isinstance(then, str) and then=='last': then = parts[-1].lrs(n)[-1]
     if isinstance(then, Number) and 0<then<math.inf: then = Linear(float(then), end=1.) # constant
-    if not hasattr(then, 'lrs'): raise ValueError(f"{where}: then={then!r}, expected 'whole', 'last', a learning rate above 0 or a schedule")
+    if not hasattr(then, 'lrs'):
+        raise ValueError(f"{where}: then={then!r}, expected 'whole', 'last', a learning rate above 0 or a schedule")
     return [*parts, parts[0].but(epochs=more, schedule=then)]
 
 def _fit_parts(parts, learn):
-    "Train by one schedule after the other"
+    "Train by the schedules of all parts, one after the other"
     if len(parts)==1: return parts[0].fit(learn)
-    n,moms,mom = len(learn.dls.train),[o.schedule.moms(o.epochs, len(learn.dls.train)) for o in parts],parts[0].mom
-    for i,o in enumerate(parts) if any(o is not None for o in moms) else []:
-        if moms[i] is None: moms[i] = np.full(o.epochs*n, mom) # it stays where it is
-        mom = moms[i][-1]
+    n = len(learn.dls.train)
     lrs = np.concatenate([o.lrs(n) for o in parts])
-    return fit_schedule(learn, sum(o.epochs for o in parts), lrs, [ScheduleLR(lrs, None if moms[0] is None else np.concatenate(moms))])
+    moms,mom = [o.schedule.moms(o.epochs, n) for o in parts],parts[0].mom
+    if all(o is None for o in moms): return fit_schedule(learn, len(lrs)//n, lrs, [ScheduleLR(lrs, None)])
+    for i,o in enumerate(parts):
+        if moms[i] is None: moms[i] = np.full(o.epochs*n, mom) # unchanged
+        mom = moms[i][-1]
+    return fit_schedule(learn, len(lrs)//n, lrs, [ScheduleLR(lrs, np.concatenate(moms))])
 
 def resume(
     path, # Run folder, or a `Run`
     epochs:int|None=None, # Total number of epochs, to train longer than planned
-    then=None, # Learning rate of a longer training: 'whole' stretches the recipe's schedule over all epochs; 'last', a rate or a schedule applies to the added epochs
-    checkpoint:bool|str=True, # Name of the checkpoint to go on from; True is the last one
+    then=None, # Learning rates of added epochs: 'whole' (the schedule over all epochs), 'last', a rate or a schedule
+    checkpoint:bool|str=True, # Name of a checkpoint; True is the last one
     lr_scale:float=1., # Factor on all learning rates from here on
     data=None, # Folder of images; None is that of the run
-    cbs=None, # Callbacks besides the recipe's own: those that the run was trained with, and others
+    cbs=None, # The callbacks that the run was trained with besides those of the recipe, and others
     before=noop, # Called with recipe, learner and run before the training
     **kwargs # Further arguments of `image_dls`, such as device
 ) -> Learner: # At the end of the training
-    "Go on with a training from a checkpoint to its end: to the weights that it would have had without a break. Raises `ValueError` for a run that cannot, and `CheckpointError` for a checkpoint that cannot be used"
+    """Resume a run from a checkpoint and train it to its end, bit-identical on the CPU
+
+    Raise `ValueError` for a run that cannot be resumed, and `CheckpointError` for a checkpoint that cannot be used."""
     run = Run(path)
     info = run.info
-    given = info.get('checkpoints')
-    points = dict(given if isinstance(given, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale)
-    Checkpoints(run.path, **points) # what cannot be is said before anything is written
-    if not run.checkpoints(): raise ValueError(f'{run.path}: no checkpoint to go on from. Trainings by train_runs and cifar_train have them, from the end of their first epoch on')
-    if not (data or info.get('images')): raise ValueError(f'{run.path}: it does not say where its images are. Name their folder by `data`')
-    with contextlib.nullcontext() if rank_distrib() else run.lock():
-        at,parts = find_checkpoint(run.path/'checkpoints', checkpoint, run.resume_command)[0],_parts(info)
-        kwargs = {**info.get('dls', {}), **kwargs}
+    stored = info.get('checkpoints')
+    args = dict(stored if isinstance(stored, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale)
+    Checkpoints(run.path, **args) # raises for invalid arguments before anything is written
+    if not run.checkpoints():
+        raise ValueError(f'{run.path}: no checkpoint to resume from; train_runs and cifar_train write one each epoch')
+    images = data or info.get('images')
+    if not images: raise ValueError(f'{run.path}: the path of the images is missing in run.json; set `data` to it')
+    with nullcontext() if rank_distrib() else run.lock():
+        start = find_checkpoint(run.path/'checkpoints', checkpoint, run.resume_command)[0]
+        parts,kwargs = _parts(info),{**info.get('dls', {}), **kwargs}
         if isinstance(kwargs.get('policy'), dict): kwargs['policy'] = Policy(**kwargs['policy'])
-        dls = parts[0].dls(data or info['images'], **kwargs)
-        parts,n = _longer(run.path, parts, epochs, then, len(dls.train)),run.checkpoints()[-1]['epoch']
-        if run.state=='done' and checkpoint is True and n==sum(o.epochs for o in parts): raise ValueError(f'{run.path}: all {n} epochs are done. Give more `epochs` to train on, or an earlier `checkpoint`')
+        dls = parts[0].dls(images, **kwargs)
+        parts = _extend(run.path, parts, epochs, then, len(dls.train))
+        done = run.checkpoints()[-1]['epoch']
+        if run.state=='done' and checkpoint is True and done==sum(o.epochs for o in parts):
+            raise ValueError(f'{run.path}: all {done} epochs are done; set `epochs` or an earlier `checkpoint`')
         learn = parts[0].learner(dls, cbs=cbs)
         wanted = [_old_callbacks.get(o, o) for o in info.get('cbs', [])]
-        lost = [o for o in wanted if o not in [type(cb).__name__ for cb in learn.cbs]]
-        if lost: raise ValueError(f'{run.path}: it was trained with the callbacks {", ".join(lost)}, which are missing. Give them again, as in resume(path, cbs=[{lost[0]}()])')
-        _first_process(lambda: run, dls.device) # all have read it
-        if not rank_distrib(): run.update(recipe=parts[0].to_dict(), then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
-                   resumed=[*info.get('resumed', []),dict(checkpoint=at.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shell_command(*sys.argv))], cbs=required_callbacks(learn), processes=max(1, num_distrib()))
+        missing = [o for o in wanted if o not in [type(cb).__name__ for cb in learn.cbs]]
+        if missing:
+            raise ValueError(f'{run.path}: missing callbacks {", ".join(missing)}, with which the run was trained; '
+                             f'pass them, as in resume(path, cbs=[{missing[0]}()])')
+        _on_rank0(lambda: run, dls.device) # all ranks have read run.json
+        if not rank_distrib():
+            this = dict(checkpoint=start.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shell_command(*sys.argv))
+            run.update(recipe=parts[0].to_dict(), resumed=[*info.get('resumed', []),this],
+                       then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
+                       cbs=required_callbacks(learn), processes=max(1, num_distrib()))
         before(parts[0], learn, run)
-        return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), points)
+        return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), args)
 
 # %% ../nbs/18_runs.ipynb #aa2a09ca
 def find_runs(
     root='runs' # Folder of all runs
 ) -> list: # `Run`s, the oldest first
-    "The runs in a folder. Of one whose `run.json` is damaged it warns"
+    "Find the runs in a folder; warn of those whose `run.json` is corrupt"
     res = []
     for o in Path(root).expanduser().glob('[!.]*/run.json'):
         run = Run(o.parent)
-        try: res.append((run.info.get('started',''), run.info.get('started_ns',0), run.path.name, run))
+        try: res.append((run.info.get('started', ''), run.info.get('started_ns', 0), run.path.name, run))
         except ValueError as e: warnings.warn(str(e))
     return [o[-1] for o in sorted(res, key=lambda o: o[:3])]
 
@@ -196,57 +224,80 @@ def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [*m
 def runs_table(
     runs='runs' # `Run`s, or the folder of all
 ) -> pd.DataFrame: # A row for each run: recipe, data, seed, state, epochs, accuracies, seconds, start and reason
-    "Runs as a table, to be filtered and sorted as pandas does: `runs_table().query('state==\"done\"').sort_values('final')`"
-    rows,index = [],[]
+    """Return runs as a table
+
+    Filter and sort it with pandas: `runs_table().query('state=="done"').sort_values('final')`."""
+    columns = ['recipe','data','seed','state','epochs','planned','final','best','seconds','started','reason']
+    names,rows = [],[]
     for run in _runs(runs):
-        info,file = run.info,run.path/'history.csv'
-        df,r = run.history() if file.exists() else pd.DataFrame(dict(valid_accuracy=[])),_recipe(info)
-        index.append(run.path.name)
-        rows.append(dict(recipe=r.get('name',''), data=info.get('data',''), seed=r.get('seed'), state=run.state, epochs=len(df), planned=r.get('epochs',0)+sum(o['epochs'] for o in info.get('then') or []),
-                         final=df.valid_accuracy.iloc[-1] if len(df) else float('nan'), best=df.valid_accuracy.max(), seconds=df.seconds.sum() if 'seconds' in df else float('nan'), started=info.get('started',''), reason=info.get('reason') or ''))
-    return pd.DataFrame(rows, pd.Index(index, name='run'), None if rows else ['recipe','data','seed','state','epochs','planned','final','best','seconds','started','reason'])
+        info = run.info
+        recipe,added = _recipe(info),info.get('then') or []
+        planned = recipe.get('epochs', 0)+sum(o['epochs'] for o in added)
+        row = dict(recipe=recipe.get('name', ''), data=info.get('data', ''), seed=recipe.get('seed'), state=run.state,
+                   epochs=0, planned=planned, final=math.nan, best=math.nan, seconds=math.nan,
+                   started=info.get('started', ''), reason=info.get('reason') or '')
+        if (run.path/'history.csv').exists() and len(df := run.history()):
+            row.update(epochs=len(df), final=df.valid_accuracy.iloc[-1], best=df.valid_accuracy.max())
+            if 'seconds' in df: row['seconds'] = df.seconds.sum()
+        names.append(run.path.name)
+        rows.append(row)
+    return pd.DataFrame(rows, pd.Index(names, name='run'), columns)
 
 def plot_runs(
     runs, # `Run`s, or their folders; or the folder of all
-    fig=None # matplotlib figure to draw on; None makes a new one
+    fig=None # matplotlib figure to draw on; None creates one
 ): # The figure
-    "The curves of several runs in one picture. Raises `ValueError` if none has finished an epoch"
+    "Plot the curves of several runs. Raise `ValueError` if none has finished an epoch"
     frames = {o.path.name: o.history() for o in _runs(runs) if (o.path/'history.csv').exists()}
-    if not frames: raise ValueError('plot_runs: none of these runs has finished an epoch')
+    if not frames: raise ValueError('plot_runs: no run has finished an epoch')
     return plot_history(frames, fig)
 
+def _flat(d, prefix=''):
+    "Flatten nested dicts; keys are joined by dots"
+    res = {}
+    for k,v in d.items():
+        if isinstance(v, dict): res.update(_flat(v, f'{prefix}{k}.'))
+        else: res[prefix+k] = v
+    return res
+
 def compare_recipes(
-    a, # A `Recipe`, a `Run`, or the folder of one
+    a, # A `Recipe`, a `Run`, or the folder of a run
     b # Another one
-) -> pd.DataFrame: # A row for each field that differs, a column for each of the two
-    "In what two recipes differ, those of two runs too"
-    def flat(o, start=''): return {k2: v2 for k,v in o.items() for k2,v2 in (flat(v, f'{start}{k}.') if isinstance(v, dict) else {start+k: v}).items()}
-    both,names = [],[]
+) -> pd.DataFrame: # A row for each field that differs, a column for each recipe
+    "Compare two recipes, or those of two runs"
+    names,dicts = [],[]
     for o in (a,b):
-        if not isinstance(o, Recipe): o = Run(o)
-        names.append(o.name if isinstance(o, Recipe) else o.path.name)
-        both.append(json.loads(json.dumps(flat(o.to_dict() if isinstance(o, Recipe) else {**_recipe(o.info), **({'then':o.info['then']} if o.info.get('then') else {})}))))
-    keys = [k for k in {**both[0],**both[1]} if both[0].get(k)!=both[1].get(k)]
-    return pd.DataFrame([[o.get(k,'') for o in both] for k in keys], pd.Index(keys, name='field'), names if names[0]!=names[1] else ['first','second'], dtype=object)
+        if isinstance(o, Recipe): name,d = o.name,o.to_dict()
+        else:
+            run = Run(o)
+            name,d = run.path.name,dict(_recipe(run.info))
+            if added := run.info.get('then'): d['then'] = added
+        names.append(name)
+        dicts.append(json.loads(json.dumps(_flat(d))))
+    if names[0]==names[1]: names = ['first','second']
+    fields = [k for k in {**dicts[0],**dicts[1]} if dicts[0].get(k)!=dicts[1].get(k)]
+    rows = [[o.get(k, '') for o in dicts] for k in fields]
+    return pd.DataFrame(rows, pd.Index(fields, name='field'), names, dtype=object)
 
 # %% ../nbs/18_runs.ipynb #80a62931
 def prunable(
     runs='runs', # `Run`s, or the folder of all
-    keep:int=1 # Number of the best runs of each recipe on its data that stay, at least 1
+    keep:int=1 # Number of best runs of each recipe on its data to keep, at least 1
 ) -> list: # `Run`s
-    "The runs that can go: those that have ended, but for the best of each recipe on its data"
+    "List the runs that have ended, except for the best ones of each recipe on its data"
     if keep<1: raise ValueError(f'prunable: keep={keep}, expected 1 or more')
     res = []
     for group in by_recipe(_runs(runs)).values():
-        best = runs_table(group).reset_index().best.sort_values(ascending=False, kind='stable').dropna().index[:keep]
-        if not len(best): best = [i for i,o in enumerate(group) if o.checkpoints()][-1:] # it can go on
-        res += [o for i,o in enumerate(group) if i not in best and o.state in ('done','failed','interrupted','killed')]
+        best = runs_table(group).reset_index().best.dropna().sort_values(ascending=False, kind='stable').index[:keep]
+        if not len(best): best = [i for i,o in enumerate(group) if o.checkpoints()][-1:] # it can be resumed
+        ended = [o.state in ('done','failed','interrupted','killed') for o in group]
+        res += [o for i,o in enumerate(group) if ended[i] and i not in best]
     return res
 
 def prune_runs(
-    runs # What `prunable` gave
+    runs # From `prunable`
 ):
-    "Delete runs for good. Raises `RuntimeError` for one into which a process is training"
+    "Delete runs. Raise `RuntimeError` if a process is training into one"
     for o in runs:
         with o.lock(): pass
         shutil.rmtree(o.path)
