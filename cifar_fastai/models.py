@@ -14,7 +14,7 @@ from .core import look_up
 __all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'cifar_resnet18',
            'ChannelAttention', 'GlobalAvgPool', 'GlobalMaxPool', 'attention_net', 'conv_pool_norm', 'SkipStage',
            'Scale', 'davidnet', 'whitening_filters', 'identity_init', 'BiasNorm', 'speednet', 'set_whitening',
-           'ModelSummary', 'model_summary', 'inference_copy']
+           'ModelSummary', 'model_summary', 'undisturbed', 'inference_copy']
 
 # %% ../nbs/05_models.ipynb #88bce8d5
 architectures = {} # the models by name
@@ -351,6 +351,19 @@ def model_summary(
         for h in handles: h.remove()
         for m,mode in was.items(): m.training = mode
     return ModelSummary(pd.DataFrame(rows), stages, (n_in,size,size), n_params(model), flops.get_total_flops()//2)
+
+# %% ../nbs/05_models.ipynb #3ec85a00
+@contextmanager
+def undisturbed(
+    model:nn.Module # Its modules may be in different modes
+):
+    "Run a block with `model` in evaluation mode and without gradients, and restore the mode of each module"
+    modes = {m: m.training for m in model.modules()}
+    try:
+        for m in modes: m.training = False
+        with torch.inference_mode(False),torch.no_grad(): yield
+    finally:
+        for m,mode in modes.items(): m.training = mode
 
 # %% ../nbs/05_models.ipynb #0731435c
 def inference_copy(model):
