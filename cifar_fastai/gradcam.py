@@ -1,4 +1,4 @@
-"""Where did the network look? Grad-CAM and its relatives through hooks, from the raw hook up
+"""Grad-CAM and related methods: heat maps of the pixels that a prediction is based on
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/gradcam.html.md"""
 
@@ -6,196 +6,206 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/gradcam.html.md"""
 
 # %% ../nbs/13_gradcam.ipynb #2380a16e
 from __future__ import annotations
+from contextlib import ExitStack
 from fastai.vision.all import *
 from torchvision.transforms.functional import gaussian_blur
 from .core import look_up
+from .models import undisturbed
 
 # %% auto #0
 __all__ = ['cam_methods', 'gradcam', 'gradcampp', 'xgradcam', 'layercam', 'hirescam', 'eigencam', 'eigengradcam', 'scorecam',
-           'ablationcam', 'undisturbed', 'feature_maps', 'GradCAM', 'map_stages', 'plot_cams', 'pointing', 'deletion',
-           'insertion']
+           'ablationcam', 'feature_maps', 'GradCAM', 'map_stages', 'plot_cams', 'pointing', 'deletion', 'insertion']
 
 # %% ../nbs/13_gradcam.ipynb #48c494d6
-def _weigh(weights, activations): return F.relu(torch.einsum('nc,nchw->nhw', weights, activations))
+def _weighted_sum(weights, activations): return F.relu(torch.einsum('nc,nchw->nhw', weights, activations))
 
 def gradcam(
-    activations:Tensor, # What the layer gave, [N, C, h, w]
-    gradients:Tensor # Gradient of each image's target at it, of the same shape
-) -> Tensor: # Map [N, h, w], not negative
-    "Grad-CAM: channels weighted by the mean of their gradient, what is positive of their sum (R. Selvaraju et al., 2017)"
-    return _weigh(gradients.mean((2,3)), activations)
+    activations:Tensor, # Output of the layer, [N, C, h, w]
+    gradients:Tensor # Gradient of each image's score with respect to it, of the same shape
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Weight each channel by its mean gradient and keep the positive part of the sum (R. Selvaraju et al., 2017)"
+    return _weighted_sum(gradients.mean((2,3)), activations)
 
 def _unit_range(
     maps:Tensor # [N, H, W]
-) -> Tensor: # [N, H, W], from 0 to 1 in each image; a map that is constant but for rounding gives 0
+) -> Tensor: # [N, H, W], 0..1 in each map; 0 for a map that is constant up to rounding
     "Scale each map to 0..1"
-    lo,hi = (getattr(maps.flatten(1), o)(1)[:,None,None] for o in ('amin','amax'))
-    flat = hi-lo<=1e-6*torch.maximum(hi.abs(), lo.abs())
-    return (maps-lo)/torch.where(flat, math.inf, hi-lo)
+    lo = maps.amin((1,2), keepdim=True)
+    hi = maps.amax((1,2), keepdim=True)
+    constant = hi-lo<=1e-6*torch.maximum(hi.abs(), lo.abs())
+    return (maps-lo)/torch.where(constant, math.inf, hi-lo)
 
 # %% ../nbs/13_gradcam.ipynb #038af1cd
 def gradcampp(
     activations:Tensor, # [N, C, h, w]
     gradients:Tensor # Of the same shape
-) -> Tensor: # Map [N, h, w], not negative
-    "Grad-CAM++: channels weighted by their positive gradients, each with its own share (A. Chattopadhyay et al., 2018)"
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Weight each channel by its positive gradients, each with a coefficient (Grad-CAM++, A. Chattopadhyay et al., 2018)"
     a,g = activations,gradients
-    share = g**2/(2*g**2 + a.sum((2,3), keepdim=True)*g**3 + 1e-6) # equation 19
-    return _weigh((share*F.relu(g)).sum((2,3)), a)
+    alpha = g**2/(2*g**2 + a.sum((2,3), keepdim=True)*g**3 + 1e-6) # equation 19
+    return _weighted_sum((alpha*F.relu(g)).sum((2,3)), a)
 
 def xgradcam(
     activations:Tensor, # [N, C, h, w]
     gradients:Tensor # Of the same shape
-) -> Tensor: # Map [N, h, w], not negative
-    "XGrad-CAM: channels weighted by the mean of their gradient, in which a pixel counts by its activation (R. Fu et al., 2020)"
-    return _weigh((gradients*activations).sum((2,3))/(activations.sum((2,3))+1e-7), activations)
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Weight each channel by the mean of its gradients, weighted by its activations (XGrad-CAM, R. Fu et al., 2020)"
+    return _weighted_sum((gradients*activations).sum((2,3))/(activations.sum((2,3))+1e-7), activations)
 
 def layercam(
     activations:Tensor, # [N, C, h, w]
     gradients:Tensor # Of the same shape
-) -> Tensor: # Map [N, h, w], not negative
-    "LayerCAM: each pixel of each channel weighted by its own gradient, if positive (P.-T. Jiang et al., 2021)"
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Weight each pixel of each channel by its own gradient if it is positive (LayerCAM, P.-T. Jiang et al., 2021)"
     return F.relu((F.relu(gradients)*activations).sum(1))
 
 def hirescam(
     activations:Tensor, # [N, C, h, w]
     gradients:Tensor # Of the same shape
-) -> Tensor: # Map [N, h, w], not negative
-    "HiResCAM: each pixel of each channel weighted by its own gradient (R. L. Draelos and L. Carin, 2020)"
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Weight each pixel of each channel by its own gradient (HiResCAM, R. L. Draelos and L. Carin, 2020)"
     return F.relu((gradients*activations).sum(1))
 
-def _principal(a):
-    points = a.flatten(2).transpose(1,2).cpu().numpy() # [N, places, C]
+def _first_component(a):
+    points = a.flatten(2).transpose(1,2).cpu().numpy() # [N, pixels, C]
+    # the sign of the component is that of LAPACK
     u,s,_ = np.linalg.svd(points-points.mean(1, keepdims=True), full_matrices=False)
     return F.relu(torch.from_numpy(u[...,0]*s[:,:1]).view_as(a[:,0]).to(a.device))
 
 def eigencam(
     activations:Tensor, # [N, C, h, w]
-    gradients:Tensor # Not used: the map is the same for every class
-) -> Tensor: # Map [N, h, w], not negative
-    "Eigen-CAM: the first principal component of the activations, with the sign that LAPACK gives it (M. B. Muhammad and M. Yeasin, 2020)"
-    return _principal(activations)
+    gradients:Tensor # Not used: the map is the same for all classes
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Project the activations on their first principal component (Eigen-CAM, M. B. Muhammad and M. Yeasin, 2020)"
+    return _first_component(activations)
 
 def eigengradcam(
     activations:Tensor, # [N, C, h, w]
     gradients:Tensor # Of the same shape
-) -> Tensor: # Map [N, h, w], not negative
-    "Eigen-Grad-CAM: the first principal component of activations times gradients (J. Gildenblat, 2021)"
-    return _principal(activations*gradients)
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Project activations times gradients on their first principal component (Eigen-Grad-CAM, J. Gildenblat, 2021)"
+    return _first_component(activations*gradients)
 
 def scorecam(
     activations:Tensor, # [N, C, h, w]
     gradients:Tensor, # Not used
-    rerun # Asks the network again, C times
-) -> Tensor: # Map [N, h, w], not negative
-    "Score-CAM: channels weighted by the softmax of the scores of the images that each of them masks (H. Wang et al., 2020)"
-    return _weigh(torch.stack([rerun(mask=o) for o in activations.unbind(1)], 1).softmax(1), activations)
+    rerun # Runs the network again, C times
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Weight each channel by the softmax of the scores of the images that it masks (Score-CAM, H. Wang et al., 2020)"
+    scores = torch.stack([rerun(mask=o) for o in activations.unbind(1)], 1)
+    return _weighted_sum(scores.softmax(1), activations)
 
 def ablationcam(
     activations:Tensor, # [N, C, h, w]
     gradients:Tensor, # Not used
-    rerun # Asks the network again, C+1 times
-) -> Tensor: # Map [N, h, w], not negative
-    "Ablation-CAM: channels weighted by the share of the score that is lost when they are 0 (S. Desai and H. G. Ramaswamy, 2020)"
-    score,others = rerun()[:,None],1-torch.eye(activations.shape[1], device=activations.device)
-    without = torch.stack([rerun(activations=activations*o[:,None,None]) for o in others], 1)
-    return _weigh((score-without)/score, activations)
+    rerun # Runs the network again, C+1 times
+) -> Tensor: # Maps [N, h, w], at least 0
+    "Weight each channel by the relative drop of the score without it (Ablation-CAM, S. Desai and H. Ramaswamy, 2020)"
+    score = rerun()[:,None]
+    keep = 1-torch.eye(activations.shape[1], device=activations.device)
+    without = torch.stack([rerun(activations=activations*o[:,None,None]) for o in keep], 1)
+    return _weighted_sum((score-without)/score, activations)
 
-cam_methods = {'gradcam':gradcam, 'gradcam++':gradcampp, 'xgradcam':xgradcam, 'layercam':layercam, 'hirescam':hirescam, 'eigencam':eigencam,
-               'eigengradcam':eigengradcam, 'scorecam':scorecam, 'ablationcam':ablationcam} # the methods by name
+cam_methods = {'gradcam': gradcam, 'gradcam++': gradcampp, 'xgradcam': xgradcam, 'layercam': layercam,
+               'hirescam': hirescam, 'eigencam': eigencam, 'eigengradcam': eigengradcam,
+               'scorecam': scorecam, 'ablationcam': ablationcam} # by name
 
 # %% ../nbs/13_gradcam.ipynb #6ca17101
-@contextmanager
-def undisturbed(model):
-    "Evaluation mode and no gradients; afterwards all is as it was"
-    was = [(m,m.training) for m in model.modules()]
-    try:
-        for m,_ in was: m.training = False
-        with torch.inference_mode(False),torch.no_grad(): yield
-    finally:
-        for m,training in was: m.training = training
+def _shape(o): return list(o.shape) if isinstance(o, Tensor) else type(o).__name__
 
 def _images(x):
     if not isinstance(x, Tensor) or x.ndim!=4:
-        raise ValueError(f'GradCAM: expected a tensor of images, [N, C, H, W], not {list(x.shape) if isinstance(x, Tensor) else type(x).__name__}. One image alone is `x[None]`')
-    if not len(x): raise ValueError('GradCAM: no image at all, the batch is empty')
+        raise ValueError(f'GradCAM: expected images [N, C, H, W], not {_shape(x)}; pass a single one as `x[None]`')
+    if not len(x): raise ValueError('GradCAM: the batch of images is empty')
     return x.as_subclass(Tensor)
 
 def _logits(model, x):
     try: return model(x)
     except torch.OutOfMemoryError: raise
-    except RuntimeError as e: raise ValueError(f'GradCAM: the model fails on images {list(x.shape)} of {x.dtype} on {x.device}: {e}') from e
+    except RuntimeError as e:
+        raise ValueError(f'GradCAM: the model fails on images {list(x.shape)} of {x.dtype} on {x.device}: {e}') from e
 
 def _score(target, logits):
-    "The target as a function of the logits that gives a number for each image"
+    "Return `target` as a function from the logits to the score of each image"
     if callable(target): return target
-    if not isinstance(logits, Tensor) or logits.ndim!=2: raise ValueError('GradCAM: the model gives no logits, [N, n_classes]. Say by a function of its output what the target is')
+    if not isinstance(logits, Tensor) or logits.ndim!=2:
+        raise ValueError('GradCAM: the model returns no logits [N, n_classes]; pass a function of its output as target')
     n,k = logits.shape
-    try: c = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device).as_subclass(Tensor)
-    except (TypeError,ValueError,RuntimeError): c = torch.tensor(math.nan) # a text, a list of several lengths
-    if c.is_floating_point() or list(c.shape) not in ([],[n]): raise ValueError(f'GradCAM: target={target}, expected a class, one for each of the {n} images, or a function of the logits')
-    if len(bad := c[(c<0)|(c>=k)]): raise ValueError(f'GradCAM: there is no class {bad[0].item()}, the classes are 0 to {k-1}')
-    return lambda logits: logits.gather(1, c.expand(n)[:,None])[:,0]
+    if target is None: target = logits.argmax(1)
+    try: classes = torch.as_tensor(target, device=logits.device).as_subclass(Tensor)
+    except (TypeError,ValueError,RuntimeError): classes = None # a string, lists of several lengths
+    if classes is None or classes.is_floating_point() or list(classes.shape) not in ([],[n]):
+        raise ValueError(f'GradCAM: invalid target={target}; pass a class, one for each of {n} images, or a function')
+    invalid = classes[(classes<0)|(classes>=k)]
+    if len(invalid): raise ValueError(f'GradCAM: class {invalid[0].item()} is out of range; the classes are 0 to {k-1}')
+    return lambda logits: logits.gather(1, classes.expand(n)[:,None])[:,0]
 
 def _fits(h, w, size):
-    "Has a map [h, w] the aspect ratio of images of `size`, except for rounding?"
+    "Return whether [h, w] has the aspect ratio of `size`, up to rounding"
     return abs(h*size[1]-w*size[0])<max(size)
 
 def _channels_last(out, size):
-    "Is `out` a map [N, h, w, C] of images of `size`, by its aspect ratio? None: it could be [N, C, h, w] as well"
+    "Return whether the aspect ratio of `out` is that of [N, h, w, C], or None if it could be [N, C, h, w] as well"
     if not _fits(*out.shape[1:3], size): return False
     return None if _fits(*out.shape[2:], size) else True
 
-def feature_maps(model, x):
-    "Size of the map of each module that gives a feature map, by name, in the order of the forward pass"
-    maps,sizes,tokens,handles = {},set(),{},[]
-    def look_tokens(nm, out):
-        "Is `out` the places of the last map, and up to 8 class tokens and registers, as [N, places, C]?"
-        n_pixels = math.prod([*maps.values()][-1])
-        if 0<=out.shape[1]-n_pixels<=8 and out.shape[2]!=n_pixels: tokens[nm] = list(out.shape[1:])
-    def look(nm, m, inp, out):
+def feature_maps(
+    model:nn.Module, # Takes images [N, C, H, W]
+    x:Tensor # Images [N, C, H, W], of which the first is used
+) -> dict: # Size (h, w) of the map of each module that returns one, by name, in the order of the forward pass
+    "Find the modules that return a feature map. Raise `ValueError` if none does, or if the model ends with tokens"
+    maps,sizes,tokens = {},set(),{}
+    def look(name, m, inp, out):
         if not isinstance(out, Tensor): return
-        if out.ndim==3 and maps: look_tokens(nm, out)
+        if out.ndim==3 and maps:
+            n_pixels = math.prod([*maps.values()][-1])
+            # the pixels of the last map as tokens [N, pixels, C], after up to 8 class tokens and registers
+            if 0<=out.shape[1]-n_pixels<=8 and out.shape[2]!=n_pixels: tokens[name] = list(out.shape[1:])
         if out.ndim!=4: return
         last = _channels_last(out, x.shape[-2:])
-        size,pool = tuple(out.shape[1:3] if last else out.shape[2:]),'Pool' in type(m).__name__
-        if pool or isinstance(m, nn.Conv2d) or last and isinstance(m, (nn.Linear,nn.LayerNorm)): sizes.add(size)
-        if size not in sizes or math.prod(size)==1 or pool: return
-        tokens.clear() # they have become a map again
-        maps.pop(nm, None) # used again: its last place counts
-        maps[nm] = size
-    try:
-        handles = [m.register_forward_hook(partial(look, nm)) for nm,m in model.named_modules() if nm]
+        size = tuple(out.shape[1:3] if last else out.shape[2:])
+        is_pool = 'Pool' in type(m).__name__
+        if is_pool or isinstance(m, nn.Conv2d) or last and isinstance(m, (nn.Linear,nn.LayerNorm)): sizes.add(size)
+        if is_pool or size not in sizes or math.prod(size)==1: return
+        tokens.clear() # they have been turned back into a map
+        maps.pop(name, None) # of a module that is used again, the last use counts
+        maps[name] = size
+    with ExitStack() as stack:
+        for name,m in model.named_modules():
+            if name: stack.enter_context(m.register_forward_hook(partial(look, name)))
         _logits(model, x[:1])
-    finally:
-        for h in handles: h.remove()
     if tokens:
-        nm,shape = [*tokens.items()][0]
-        raise ValueError(f'GradCAM: after its last feature map, the model works on tokens ({nm!r} gives [N, {shape[0]}, {shape[1]}]). '
-                         'Name a `layer` before the last attention, such as its LayerNorm, and a `reshape` from tokens to [N, C, h, w]')
-    if not maps: raise ValueError('GradCAM: the model has no convolution that gives a map of more than one pixel. Name the `layer`')
+        name,shape = next(iter(tokens.items()))
+        raise ValueError(f'GradCAM: the model ends with tokens ({name!r} returns [N, {shape[0]}, {shape[1]}]); pass '
+                         'a `layer` before the last attention, such as its LayerNorm, and `reshape` from tokens')
+    if not maps: raise ValueError('GradCAM: no convolution returns a map of more than one pixel; pass a `layer`')
     return maps
 
 def _resize(maps, size, align_corners=False):
-    "Bilinear, by two matrix products: for many small maps much quicker than `F.interpolate`"
-    rows,cols = (F.interpolate(torch.eye(n, dtype=maps.dtype, device=maps.device)[None], s, mode='linear', align_corners=align_corners)[0] for n,s in zip(maps.shape[-2:], size))
-    return rows.t()@(maps@cols)
+    "Resize bilinearly by two matrix products, much faster than `F.interpolate` for many small maps"
+    def matrix(n, to):
+        eye = torch.eye(n, dtype=maps.dtype, device=maps.device)[None]
+        return F.interpolate(eye, to, mode='linear', align_corners=align_corners)[0]
+    return matrix(maps.shape[-2], size[0]).t()@(maps@matrix(maps.shape[-1], size[1]))
 
 class GradCAM:
-    "Class activation maps of `model`, as a context manager: its hooks live inside the `with` block only"
+    "Compute class activation maps of `model` inside a `with` block, at whose end the hooks are removed"
     def __init__(self,
-        model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]; or a learner with such a model
-        layer=None, # A module of it, its name ('layer3'), a list of these, or None for the last one that gives a feature map
-        method='gradcam', # Name in `cam_methods`, or a function of (activations, gradients), each [N, C, h, w], and of `rerun` if it has one
-        flip:bool=False, # Smooth: average each map with that of the mirror image, mirrored back?
-        reshape=None # Function from the output of `layer` to [N, C, h, w], for tokens; None recognises [N, C, h, w] and [N, h, w, C]
+        model:nn.Module, # Takes images [N, C, H, W], returns logits [N, n_classes]; or a `Learner` with such a model
+        layer=None, # Module or its name, or a list of these; None: the last module that returns a feature map
+        method='gradcam', # Name in `cam_methods`, or a function of activations, gradients and optionally `rerun`
+        flip:bool=False, # Average each map with that of the mirrored image?
+        reshape=None # Function from the output of `layer` to [N, C, h, w], such as of tokens; None detects the layout
     ):
-        model = getattr(model, 'model', None) if isinstance(model, Learner) else model
-        if not isinstance(model, nn.Module): raise TypeError(f'GradCAM: expected a model or a learner, not {type(model).__name__}')
-        if reshape is not None and layer is None: raise ValueError('GradCAM: `reshape` is for a certain `layer`. Name it')
-        self.model,self.flip,self.several,self.reshape = model,flip,is_listy(layer),reshape
+        if isinstance(model, Learner): model = model.model
+        if not isinstance(model, nn.Module): raise TypeError(f'GradCAM: expected a model, not {_shape(model)}')
+        if reshape is not None and layer is None: raise ValueError('GradCAM: `reshape` needs a `layer`; pass its name')
+        self.model,self.flip,self.reshape = model,flip,reshape
         self.method = look_up('GradCAM: method', method, cam_methods) if isinstance(method, str) else method
-        self.layer = None if layer is None else [self._name(o) for o in layer] if self.several else self._name(layer)
+        self.several = is_listy(layer)
+        if layer is None: self.layer = None
+        elif self.several: self.layer = [self._name(o) for o in layer]
+        else: self.layer = self._name(layer)
         if self.layer==[]: raise ValueError('GradCAM: the list of layers is empty')
         self.inside,self.handles,self.seen = False,[],None
 
@@ -203,52 +213,54 @@ class GradCAM:
         names = {m: nm for nm,m in self.model.named_modules()}
         if isinstance(layer, nn.Module) and layer in names: return names[layer]
         if layer in names.values(): return layer
-        there = ', '.join(o for o in names.values() if o and o.count('.')<2)
-        raise ValueError(f'GradCAM: the model has no layer {layer!r}; it has {there}')
+        outer = ', '.join(o for o in names.values() if o and o.count('.')<2)
+        raise ValueError(f'GradCAM: the model has no layer {layer!r}; it has {outer}')
 
     def __enter__(self):
         self.inside = True
-        if self.layer is not None: self._hook()
         return self
 
     def __exit__(self, *args):
         for h in self.handles: h.remove()
         self.inside,self.handles = False,[]
 
-    def _hook(self): self.handles = [self.model.get_submodule(o).register_forward_hook(partial(self._look, o)) for o in L(self.layer)]
-
-    def _look(self, name, module, inp, out):
-        if self.seen is None: return # somebody else's forward pass
-        activations = self._to_map(name, out) if self.reshape is None else self.reshape(out)
-        if not isinstance(activations, Tensor) or activations.ndim!=4 or len(activations)!=self.shape[0] or math.prod(activations.shape[2:])==1:
-            got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            if self.reshape is not None: got = f'{got} and `reshape` makes of it {list(getattr(activations, "shape", []))}'
-            raise ValueError(f'GradCAM: layer {name!r} gives {got}, not a map [{self.shape[0]}, C, h, w] of several pixels. Choose another layer, or pass `reshape`')
+    def _start_graph(self, name, module, inp, out):
+        if self.seen is None: return # a forward pass from outside
+        activations = self._to_map(name, out)
+        is_map = isinstance(activations, Tensor) and activations.ndim==4 and len(activations)==self.shape[0]
+        if not is_map or math.prod(activations.shape[2:])==1:
+            reshaped = '' if self.reshape is None else f', reshaped to {_shape(activations)}'
+            raise ValueError(f'GradCAM: layer {name!r} returns {_shape(out)}{reshaped}, not a map '
+                             f'[{self.shape[0]}, C, h, w] of several pixels; choose another layer, or pass `reshape`')
         torch.set_grad_enabled(True)
-        seen = self.seen[name] = dict(activations=activations.detach()) # if the layer is used twice, the last time counts
-        out = out+self.zero # a new tensor, at which the graph begins
-        out.register_hook(lambda grad: seen.update(gradients=self._to_map(name, grad) if self.reshape is None else self.reshape(grad)))
+        seen = self.seen[name] = dict(activations=activations.detach()) # the last use of a layer counts
+        out = out+self.zero # a new tensor, at which the graph starts
+        out.register_hook(lambda grad: seen.update(gradients=self._to_map(name, grad)))
         return out
 
     def _to_map(self, name, out):
-        "The output of a layer as [N, C, h, w]; what is not a tensor of four axes is returned as it is"
+        "Return the output of a layer as [N, C, h, w], or as it is if it has not four axes"
+        if self.reshape is not None: return self.reshape(out)
         if not isinstance(out, Tensor) or out.ndim!=4: return out
         last = _channels_last(out, self.shape[-2:])
         norms = [m for m in self.model.modules() if isinstance(m, nn.LayerNorm) and len(m.normalized_shape)==1]
         if last is None and norms and math.prod(out.shape[2:])>1:
-            raise ValueError(f'GradCAM: layer {name!r} gives {list(out.shape)}, which could be [N, C, h, w] or [N, h, w, C]. Pass `reshape`: noop, or lambda o: o.permute(0,3,1,2)')
+            raise ValueError(f'GradCAM: layer {name!r} returns {list(out.shape)}, either [N, C, h, w] or [N, h, w, C]; '
+                             'pass `reshape`, noop, or lambda o: o.permute(0,3,1,2)')
         return out.permute(0,3,1,2) if last else out
 
     def __call__(self,
-        x:Tensor, # Images, normalised as the model wants them, [N, C, H, W]
-        target=None # None: the predicted class; a class; one for each image; or a function of the logits, to be summed over images
-    ) -> Tensor: # Maps [N, H, W] in 0..1, at the size of `x`; a dict of them by name for a list of layers
-        "The maps of a batch, in one forward and one backward pass. Leaves the model and its gradients as they were"
-        if not self.inside: raise RuntimeError('GradCAM: use it as `with GradCAM(model) as cam: cam(x)`, so that its hooks are removed')
+        x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
+        target=None # None: the predicted class; a class; one for each image; or a function of the logits
+    ) -> Tensor: # Maps [N, H, W] in 0..1, of the size of `x`; for a list of layers, a dict of them by name
+        "Return the maps of a batch, after one forward and one backward pass. The model and its gradients do not change"
+        if not self.inside: raise RuntimeError('GradCAM: use it in a block, `with GradCAM(model) as cam: cam(x)`')
         x = _images(x)
         with undisturbed(self.model):
             if self.layer is None: self.layer = [*feature_maps(self.model, x)][-1]
-            if not self.handles: self._hook()
+            if not self.handles:
+                layers = {o: self.model.get_submodule(o) for o in L(self.layer)}
+                self.handles = [m.register_forward_hook(partial(self._start_graph, nm)) for nm,m in layers.items()]
             maps,score = self._run(x, target)
             if self.flip:
                 mirrored,_ = self._run(x.flip(-1), score) # of the same classes
@@ -256,123 +268,144 @@ class GradCAM:
         return maps if self.several else maps[self.layer]
 
     def _run(self, x, target):
-        "Maps by layer, and the target as a function of the logits"
-        self.seen,self.zero,self.shape = {},torch.zeros((), device=x.device, requires_grad=True),x.shape
+        "Return the maps by layer, and the target as a function of the logits"
+        self.seen,self.shape = {},x.shape
+        self.zero = torch.zeros((), device=x.device, requires_grad=True)
         try:
-            with torch.no_grad(): # until the first layer that is looked at
+            with torch.no_grad(): # up to the first of the layers
                 logits = _logits(self.model, x)
                 score = _score(target, logits)
                 total = torch.as_tensor(score(logits)).sum()
                 if total.requires_grad: torch.autograd.grad(total, self.zero, allow_unused=True)
             seen = self.seen
         finally: self.seen = self.zero = None
-        maps = {}
-        for o in L(self.layer):
-            if 'gradients' not in seen.get(o, {}): raise ValueError(f'GradCAM: the target does not depend on layer {o!r}')
-            if self.reshape is not None and not seen[o]['gradients'].any():
-                warnings.warn(f'GradCAM: the target does not depend on what `reshape` takes of layer {o!r}. Choose a layer before the last attention')
-            args = [seen[o][k].float() for k in ('activations','gradients')]
-            if 'rerun' in inspect.signature(self.method).parameters: args.append(self._rerun(o, x, score))
-            with torch.autocast(x.device.type, enabled=False): maps[o] = _unit_range(_resize(_unit_range(self.method(*args)), x.shape[-2:]))
-        return maps,score
+        return {o: self._map(o, seen.get(o, {}), x, score) for o in L(self.layer)},score
+
+    def _map(self, layer, seen, x, score):
+        "Return the maps of one layer at the size of `x`"
+        if 'gradients' not in seen: raise ValueError(f'GradCAM: the target does not depend on layer {layer!r}')
+        if self.reshape is not None and not seen['gradients'].any():
+            warnings.warn(f'GradCAM: the target does not depend on the output of `reshape` for layer {layer!r}; '
+                          'choose a layer before the last attention')
+        args = [seen['activations'].float(),seen['gradients'].float()]
+        if 'rerun' in inspect.signature(self.method).parameters: args.append(self._rerun(layer, x, score))
+        with torch.autocast(x.device.type, enabled=False):
+            return _unit_range(_resize(_unit_range(self.method(*args)), x.shape[-2:]))
 
     def _rerun(self, layer, x, score):
-        "The function that methods which ask the network again are given"
-        kind = x.device.type
-        precision = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)) # the caller's
+        "Return the function `rerun` for methods that run the network again"
+        device = x.device.type
+        # in the precision of the caller
+        autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
         def rerun(mask=None, activations=None):
             masked = x if mask is None else x*_unit_range(_resize(mask, x.shape[-2:], align_corners=True))[:,None]
-            def swap(m, inp, out):
-                "Put `activations` where they come from; what `reshape` leaves out stays"
+            def replace(m, inp, out):
                 if activations is None: return
-                was,back = torch.func.vjp(partial(self._to_map, layer) if self.reshape is None else self.reshape, out)
-                return out-back(was)[0]+back(activations.to(out.dtype))[0]
-            with precision,self.model.get_submodule(layer).register_forward_hook(swap): return score(self.model(masked)).float()
+                # `back` keeps the places that `reshape` leaves out
+                old,back = torch.func.vjp(partial(self._to_map, layer), out)
+                return out-back(old)[0]+back(activations.to(out.dtype))[0]
+            with autocast,self.model.get_submodule(layer).register_forward_hook(replace):
+                return score(self.model(masked)).float()
         return rerun
 
 # %% ../nbs/13_gradcam.ipynb #b28050c9
-def map_stages(maps):
-    "The last four maps of the outermost modules with maps of several sizes, or else of which there are several"
+def map_stages(
+    maps:dict # From `feature_maps`
+) -> list: # At most four names
+    "Choose the last maps of the outermost modules with maps of several sizes, or else with several maps"
     levels = [[nm for nm in maps if nm.count('.')==depth] for depth in range(9)]
     several = [o for o in levels if len(o)>1]
-    sizes = [o for o in several if len({maps[nm] for nm in o})>1]
-    return (sizes+several+[[*maps]])[0][-4:]
+    several_sizes = [o for o in several if len({maps[nm] for nm in o})>1]
+    return (several_sizes or several or [[*maps]])[0][-4:]
 
 def plot_cams(
-    model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
-    x:Tensor, # Images, normalised as the model wants them, [N, C, H, W]
-    images, # The same ones to look at: for each an RGB picture, [H, W, 3] of uint8 or of floats 0..1, of any size
-    layers:list|None=None, # Names of layers; None: the last four of the model's own stages that give a feature map
+    model:nn.Module, # Takes images [N, C, H, W], returns logits [N, n_classes]
+    x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
+    images, # The same images as RGB pictures of any size, each [H, W, 3] of uint8, or of floats in 0..1
+    layers:list|None=None, # Names of layers; None: the last four stages of the model that return a feature map
     target=None, # None: the predicted class; a class; one for each image; or a function of the logits
     vocab:list|None=None, # Names of the classes; None shows their numbers
-    true=None, # The true class of each image, to be named where another one is shown
+    true=None, # True class of each image, shown where it differs from the class of the maps
     method='gradcam', # As for `GradCAM`
     flip:bool=False, # As for `GradCAM`
-    side_by_side:bool=False, # Show each map alone, too, beside the one over the picture?
+    side_by_side:bool=False, # Draw each map alone as well, to the left of the one over the picture?
     reshape=None # As for `GradCAM`
 ) -> plt.Figure: # A row for each image: the picture, then the map of each layer
-    "Where the layers see the class that is named at the picture"
+    "Plot where each layer sees the class that is named beside the picture"
     x = _images(x)
-    if len(images)!=len(x): raise ValueError(f'plot_cams: {len(images)} pictures of {len(x)} images')
+    if len(images)!=len(x): raise ValueError(f'plot_cams: got {len(images)} pictures for {len(x)} images')
     with undisturbed(model):
         probs = _logits(model, x).float().softmax(1).cpu()
         if layers is None: layers = map_stages(feature_maps(model, x))
     with GradCAM(model, L(layers), method, flip, reshape) as cam: maps = cam(x, target)
-    shown = probs.argmax(1) if target is None or callable(target) else torch.as_tensor(target).cpu().expand(len(x))
-    def name(c): return str(vocab[c] if vocab is not None else c)
-    per = 2 if side_by_side else 1
+    if target is None or callable(target): classes = probs.argmax(1)
+    else: classes = torch.as_tensor(target).cpu().expand(len(x))
+    names = range(probs.shape[1]) if vocab is None else vocab
+    per = 2 if side_by_side else 1 # axes of each map
     cols = 1+per*len(maps)
     fig,axs = plt.subplots(len(x), cols, figsize=(1.25*cols+1.65,1.25*len(x)+.4), squeeze=False, layout='constrained')
-    for i,(row,img,c) in enumerate(zip(axs, map(np.asarray, images), shown.tolist())):
-        label = f'{name(c)} {probs[i,c]:.0%}'
-        if true is not None and c!=int(true[i]): label += f'\ntrue: {name(int(true[i]))}'
-        row[0].text(-.06, .5, label, transform=row[0].transAxes, ha='right', va='center', fontsize=9, parse_math=False) # a class may have a $ in its name
+    for i,(row,img,c) in enumerate(zip(axs, map(np.asarray, images), classes.tolist())):
+        label = f'{names[c]} {probs[i,c]:.0%}'
+        if true is not None and c!=int(true[i]): label += f'\ntrue: {names[int(true[i])]}'
+        # the name of a class may contain a $
+        row[0].text(-.06, .5, label, transform=row[0].transAxes, ha='right', va='center', fontsize=9, parse_math=False)
         row[0].imshow(img)
-        for ax in row[per::per]: ax.imshow(img@(.299,.587,.114), cmap='gray', vmin=0, vmax=255 if img.dtype==np.uint8 else 1)
+        white = 255 if img.dtype==np.uint8 else 1
+        for ax in row[per::per]: ax.imshow(img@(.299,.587,.114), cmap='gray', vmin=0, vmax=white)
     for j,(layer,ms) in enumerate(maps.items()):
-        for ax,m in zip(axs, ms.cpu()):
-            for k in reversed(range(per)):
-                heat = ax[1+per*j+k].imshow(m, cmap='cividis', vmin=0, vmax=1, alpha=.5 if k==per-1 else 1, extent=ax[0].images[0].get_extent(), interpolation='bilinear')
         axs[0,1+per*j].set_title(layer, fontsize=9)
+        for row,m in zip(axs, ms.cpu()):
+            kw = dict(cmap='cividis', vmin=0, vmax=1, extent=row[0].images[0].get_extent(), interpolation='bilinear')
+            heat = row[per*(j+1)].imshow(m, alpha=.5, **kw)
+            if side_by_side: heat = row[1+per*j].imshow(m, **kw)
     for ax in axs.flat: ax.axis('off')
     fig.colorbar(heat, ax=axs, aspect=30).set_label('weight for the class, scaled in each map', fontsize=9)
     return fig
 
 # %% ../nbs/13_gradcam.ipynb #b9e79d57
+def _load_items(learn, items, n):
+    "Return a batch of the first `n` items, and their true classes if all are known"
+    files,true,vocab = L(items),None,getattr(learn.dls, 'vocab', None)
+    if isinstance(items, pd.DataFrame):
+        files = L(list(items['file']))
+        if 'true' in items: true = list(items['true'])[:n]
+    files = [Path(o).expanduser() if isinstance(o, (str,Path)) else o for o in files[:n]]
+    if not files: raise ValueError('show_cam: the list of files is empty')
+    if true is None: true = [o.parent.name if isinstance(o, Path) else None for o in files]
+    known = vocab is not None and set(true)<=set(vocab)
+    return learn.dls.test_dl(files, bs=len(files)).one_batch()[0],[vocab.o2i[o] for o in true] if known else None
+
 @patch
 def show_cam(self:Learner,
-    items=None, # None: images of the validation part, sampled each time; a batch, (x,) or (x, y); files, or pictures as `PILImage`; or a table with a column `file`, as `misclassified` gives
-    n:int=5, # Number of images at most
-    layers:list|None=None, # Names of layers; None: the last four of the model's own stages
+    items=None, # None: random validation images; a batch, (x,) or (x, y); files, pictures; a table with a column `file`
+    n:int=5, # Maximum number of images
+    layers:list|None=None, # Names of layers; None: the last four stages of the model
     target=None, # None: the predicted class; a class, its name, one for each image, or a function of the logits
     method='gradcam', # As for `GradCAM`
     flip:bool=False, # As for `GradCAM`
-    side_by_side:bool=False, # Show each map alone, too, beside the one over the picture?
+    side_by_side:bool=False, # Draw each map alone as well, to the left of the one over the picture?
     reshape=None # As for `GradCAM`
-) -> plt.Figure: # A row for each image, as the model sees it: the picture, then the map of each layer
-    "Where the model looks: `plot_cams` for images of a learner. The true class is named where the table, the batch or the file's folder tells it"
-    if n<1: raise ValueError(f'show_cam: n={n}, expected at least 1')
+) -> plt.Figure: # A row for each image as the model sees it: the picture, then the map of each layer
+    "Plot where the model looks; the true class is named if the table, the batch or the folder of the file tells it"
+    if n<1: raise ValueError(f'show_cam: n={n}; expected at least 1')
     dl,vocab = self.dls.valid,getattr(self.dls, 'vocab', None)
     if items is None: items = dl.new(shuffle=True, drop_last=False, bs=n).one_batch()
-    if isinstance(items, tuple): x,true = items[0],items[1] if len(items)>1 else None
-    else:
-        files = [Path(o).expanduser() if isinstance(o, (str,Path)) else o for o in (items['file'] if isinstance(items, pd.DataFrame) else L(items))][:n]
-        if not files: raise ValueError('show_cam: no image at all, the list of files is empty')
-        true = list(items['true']) if isinstance(items, pd.DataFrame) and 'true' in items else [o.parent.name if isinstance(o, Path) else None for o in files]
-        true = [vocab.o2i[o] for o in true] if vocab is not None and set(true)<=set(vocab) else None
-        x = self.dls.test_dl(files, bs=len(files)).one_batch()[0]
+    if isinstance(items, tuple): x,true = (*items,None)[:2]
+    else: x,true = _load_items(self, items, n)
     if isinstance(target, str): target = look_up('show_cam: class', target, vocab.o2i)
     x = x[:n]
-    pictures = to_np(dl.after_batch.decode(TensorImage(x)).as_subclass(Tensor).expand(-1,3,-1,-1).permute(0,2,3,1))
+    pictures = dl.after_batch.decode(TensorImage(x)).as_subclass(Tensor).expand(-1,3,-1,-1)
+    pictures = to_np(pictures.permute(0,2,3,1))
     pictures = pictures.clip(0,1) if pictures.dtype.kind=='f' else pictures.astype(np.uint8)
-    return plot_cams(self.model, x.to(self.dls.device), pictures, layers, target, vocab, true, method, flip, side_by_side, reshape)
+    x = x.to(self.dls.device)
+    return plot_cams(self.model, x, pictures, layers, target, vocab, true, method, flip, side_by_side, reshape)
 
 # %% ../nbs/13_gradcam.ipynb #2e48d349
 def pointing(
-    maps:Tensor, # [N, H, W], not negative
-    inside:Tensor # [N, H, W], 1 where the object is, 0 elsewhere
-) -> tuple: # For each map, [N]: does its peak lie inside (0 or 1), and which share of it does
-    "The pointing game (J. Zhang et al., 2016) and its form for energy (H. Wang et al., 2020)"
+    maps:Tensor, # [N, H, W], at least 0
+    inside:Tensor # [N, H, W], 1 inside the object, 0 elsewhere
+) -> tuple: # For each map, [N]: 1 if its peak is inside the object, else 0; and the fraction of the map that is inside
+    "Return the hits of the pointing game (J. Zhang et al., 2016) and the energy inside (H. Wang et al., 2020)"
     maps,inside = maps.flatten(1).cpu(),inside.flatten(1).float().cpu()
     total = maps.sum(1)
     peak = inside.gather(1, maps.argmax(1, keepdim=True))[:,0]*(total>0)
@@ -380,33 +413,36 @@ def pointing(
 
 # %% ../nbs/13_gradcam.ipynb #813460c8
 def _curve(model, x, maps, target, steps, change):
-    "Probability of the target while the pixels are changed, those first where the map is largest"
-    x = _images(x)
-    if not isinstance(maps, Tensor) or maps.shape!=(len(x),*x.shape[-2:]): raise ValueError(f'maps {list(getattr(maps, "shape", []))}: expected one of the size of each image, {[len(x),*x.shape[-2:]]}')
-    rank = maps.to(x.device).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view(len(x),1,*x.shape[-2:])
+    "Return the probability of the target after each step; `change` turns a mask of the first pixels into images"
+    x,size = _images(x),x.shape[-2:]
+    if not isinstance(maps, Tensor) or maps.shape!=(len(x),*size):
+        raise ValueError(f'maps: expected one of the size of each image, {[len(x),*size]}, not {_shape(maps)}')
+    order = maps.to(x.device).flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(1).view(len(x),1,*size)
     with undisturbed(model):
         score = _score(target, _logits(model, x))
-        return torch.stack([score(_logits(model, change(rank<rank[0].numel()*k/steps)).float().softmax(1)) for k in range(steps+1)], 1)
+        def prob(k): return score(_logits(model, change(rank<math.prod(size)*k/steps)).float().softmax(1))
+        return torch.stack([prob(k) for k in range(steps+1)], 1)
 
 def deletion(
-    model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
-    x:Tensor, # Images, normalised as the model wants them, [N, C, H, W]
-    maps:Tensor, # How much each pixel matters, [N, H, W]
+    model:nn.Module, # Takes images [N, C, H, W], returns logits [N, n_classes]
+    x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
+    maps:Tensor, # Importance of each pixel, [N, H, W]
     target=None, # None: the predicted class; a class; one for each image; or a function of the probabilities
-    steps:int=16, # In how many steps the pixels are taken away
-    baseline=0. # What they become: a number, or images as `x`; 0 is the mean colour of normalised images
-) -> Tensor: # Probability of the target, [N, steps+1], from the whole image to none of it
-    "The deletion curve of each image: a good map makes it fall soon (V. Petsiuk et al., RISE, 2018)"
+    steps:int=16, # Number of steps in which the pixels are removed
+    baseline=0. # Replacement, a number or images like `x`; 0 is the mean colour of normalised images
+) -> Tensor: # Probability of the target, [N, steps+1], from the original image to one without any of its pixels
+    "Return the deletion curve of each image; with a good map, it falls early (V. Petsiuk et al., RISE, 2018)"
     return _curve(model, x, maps, target, steps, lambda first: torch.where(first, baseline, x))
 
 def insertion(
-    model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
-    x:Tensor, # Images, normalised as the model wants them, [N, C, H, W]
-    maps:Tensor, # How much each pixel matters, [N, H, W]
+    model:nn.Module, # Takes images [N, C, H, W], returns logits [N, n_classes]
+    x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
+    maps:Tensor, # Importance of each pixel, [N, H, W]
     target=None, # None: the predicted class; a class; one for each image; or a function of the probabilities
-    steps:int=16, # In how many steps the pixels are put in
-    baseline=None # What is there at first: a number, or images as `x`; None blurs `x` (Gaussian of 5 pixels, cut off after 5)
-) -> Tensor: # Probability of the target, [N, steps+1], from the baseline to the whole image
-    "The insertion curve of each image: a good map makes it rise soon (V. Petsiuk et al., RISE, 2018)"
+    steps:int=16, # Number of steps in which the pixels are inserted
+    baseline=None # Starting point, a number or images like `x`; None blurs `x` (Gaussian, sigma 5 pixels, 11x11)
+) -> Tensor: # Probability of the target, [N, steps+1], from the baseline to the original image
+    "Return the insertion curve of each image; with a good map, it rises early (V. Petsiuk et al., RISE, 2018)"
     if baseline is None: baseline = gaussian_blur(_images(x), 11, 5.)
     return _curve(model, x, maps, target, steps, lambda first: torch.where(first, x, baseline))

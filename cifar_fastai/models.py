@@ -1,4 +1,4 @@
-"""Networks for small images, as plain functions that return an `nn.Module`
+"""Networks for small images: functions that return an `nn.Module`, and a registry of them
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 
@@ -8,43 +8,43 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 from __future__ import annotations
 from fastai.vision.all import *
 from torch.utils.flop_counter import FlopCounterMode
-from .core import look_up
+from .core import look_up,okabe_ito
 
 # %% auto #0
 __all__ = ['architectures', 'norms', 'register_model', 'create_model', 'n_params', 'BasicBlock', 'cifar_resnet18',
            'ChannelAttention', 'GlobalAvgPool', 'GlobalMaxPool', 'attention_net', 'conv_pool_norm', 'SkipStage',
            'Scale', 'davidnet', 'whitening_filters', 'identity_init', 'BiasNorm', 'speednet', 'set_whitening',
-           'ModelSummary', 'model_summary', 'inference_copy']
+           'undisturbed', 'ModelSummary', 'model_summary', 'inference_copy']
 
 # %% ../nbs/05_models.ipynb #88bce8d5
-architectures = {} # the models by name
+architectures = {} # by name
 
 def register_model(
-    f=None, # Model function: takes the number of classes as `n_out`, returns an `nn.Module`
-    name:str|None=None # Name in `architectures`; None is that of the function
+    f=None, # Function that takes the number of classes as `n_out` and returns an `nn.Module`
+    name:str|None=None # Name in `architectures`; None: the name of the function
 ):
-    "Decorate a model function, as `@register_model` or `@register_model(name='mine')`, to keep it in `architectures`"
+    "Add a function to `architectures`, as the decorator `@register_model` or `@register_model(name='mine')`"
     if f is None: return partial(register_model, name=name)
     architectures[name or f.__name__] = f
     return f
 
 def create_model(
-    name:str, # Name of the architecture in `architectures`
+    name:str, # Name in `architectures`
     n_out:int=10, # Number of classes
     **kwargs # Further arguments of the architecture
 ) -> nn.Module:
-    "A model by name. Raises `ValueError` for an unknown name, with the nearest there is, and for an argument that the architecture does not have"
+    "Create a model by name. Raise `ValueError` for an unknown name or argument"
     f = look_up('model', name, architectures)
-    known = inspect.signature(f).parameters
-    takes_all = any(p.kind==p.VAR_KEYWORD for p in known.values())
-    if not takes_all and (unknown := [k for k in kwargs if k not in known]):
-        raise ValueError(f'model {name!r} has no argument {unknown[0]!r}; it has {", ".join(known)}')
+    params = inspect.signature(f).parameters
+    unknown = [k for k in kwargs if k not in params]
+    if unknown and not any(p.kind==p.VAR_KEYWORD for p in params.values()):
+        raise ValueError(f'model {name!r} has no argument {unknown[0]!r}; it has {", ".join(params)}')
     return f(n_out=n_out, **kwargs)
 
 def n_params(
     m:nn.Module # Any module
 ) -> int: # Number of parameters
-    "Number of parameters of `m`, each counted once however often it is used"
+    "Count the parameters of `m`, shared ones once"
     return sum(p.numel() for p in m.parameters())
 
 # %% ../nbs/05_models.ipynb #c7ed4a39
@@ -54,25 +54,23 @@ norms = dict(
     layer=lambda nf: nn.GroupNorm(1, nf))
 
 # %% ../nbs/05_models.ipynb #dd778083
-def _norm(norm):
-    if norm not in norms: raise ValueError(f'norm={norm!r}: expected one of {", ".join(norms)}')
-    return norms[norm]
-
 class BasicBlock(nn.Module):
-    "Two 3x3 convolutions beside a shortcut; where the shape changes, the shortcut is a 1x1 convolution and a norm"
+    "Two 3x3 convolutions and a shortcut, which is a 1x1 convolution and a norm where the shape changes"
     def __init__(self,
-        ni:int, # Channels in
-        nf:int, # Channels out
+        ni:int, # Input channels
+        nf:int, # Output channels
         stride:int=1, # Stride of the first convolution
         norm:str='batch', # 'batch', 'group' or 'layer'
         shortcut_norm:str='batch' # Norm of the shortcut
     ):
         super().__init__()
-        conv = partial(nn.Conv2d, padding=1, bias=False)
-        self.conv1,self.norm1 = conv(ni, nf, 3, stride=stride),_norm(norm)(nf)
-        self.conv2,self.norm2 = conv(nf, nf, 3),_norm(norm)(nf)
+        conv,norm = partial(nn.Conv2d, padding=1, bias=False),look_up('norm', norm, norms)
+        self.conv1,self.norm1 = conv(ni, nf, 3, stride=stride),norm(nf)
+        self.conv2,self.norm2 = conv(nf, nf, 3),norm(nf)
         self.relu,self.shortcut = nn.ReLU(inplace=True),nn.Identity()
-        if stride!=1 or ni!=nf: self.shortcut = nn.Sequential(nn.Conv2d(ni, nf, 1, stride=stride, bias=False), _norm(shortcut_norm)(nf))
+        if stride!=1 or ni!=nf:
+            shortcut_norm = look_up('norm', shortcut_norm, norms)
+            self.shortcut = nn.Sequential(nn.Conv2d(ni, nf, 1, stride=stride, bias=False), shortcut_norm(nf))
 
     def forward(self, x):
         y = self.relu(self.norm1(self.conv1(x)))
@@ -83,42 +81,49 @@ class BasicBlock(nn.Module):
 def cifar_resnet18(
     n_out:int=10, # Number of classes
     norm:str='batch', # 'batch'; 'layer', one group of all channels; or 'group', pairs of channels
-    shortcut_norm:str='batch', # Norm of the three shortcuts: 'batch' whatever `norm` is, as published
-    width:int=64, # Channels of the first stage; each further stage doubles them. A multiple of 16: with others, training in fp32 on a CPU can crash in oneDNN (torch 2.14)
+    shortcut_norm:str='batch', # Norm of the three shortcuts; as published, it does not follow `norm`
+    width:int=64, # Channels of the first stage, doubled in each later one; a multiple of 16, see below
     n_in:int=3 # Channels of the image
-) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 8, gives logits [N, n_out]
-    "ResNet-18 for small images: 11,173,962 parameters with 10 classes, whatever the norm"
-    def stage(ni, nf, stride): return nn.Sequential(BasicBlock(ni, nf, stride, norm, shortcut_norm), BasicBlock(nf, nf, 1, norm, shortcut_norm))
-    nfs = [width*2**i for i in range(4)]
+) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 8, returns logits [N, n_out]
+    "Create a ResNet-18 for small images: 11,173,962 parameters for 10 classes, with any norm"
+    # with a width that is no multiple of 16, training in fp32 on a CPU can crash in oneDNN (torch 2.14)
+    block = partial(BasicBlock, norm=norm, shortcut_norm=shortcut_norm)
+    def stage(ni, nf, stride): return nn.Sequential(block(ni, nf, stride), block(nf, nf))
+    conv = nn.Conv2d(n_in, width, 3, padding=1, bias=False)
+    stem = nn.Sequential(conv, look_up('norm', norm, norms)(width), nn.ReLU(inplace=True))
     return nn.Sequential(OrderedDict(
-        stem=nn.Sequential(nn.Conv2d(n_in, width, 3, padding=1, bias=False), _norm(norm)(width), nn.ReLU(inplace=True)),
-        **{f'layer{i+1}': stage(nfs[max(i-1,0)], nf, 2 if i else 1) for i,nf in enumerate(nfs)},
-        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(nfs[-1], n_out)))
+        stem=stem, layer1=stage(width, width, 1), layer2=stage(width, 2*width, 2),
+        layer3=stage(2*width, 4*width, 2), layer4=stage(4*width, 8*width, 2),
+        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(8*width, n_out)))
 
 # %% ../nbs/05_models.ipynb #89d12e63
-resnet18 = cifar_resnet18 # the former name; not exported by `import *`, where `resnet18` is the one of fastai.vision.all
+resnet18 = cifar_resnet18 # former name, not exported by `import *`, which must not hide the one of fastai.vision.all
 
 # %% ../nbs/05_models.ipynb #d1d61bd5
 class ChannelAttention(nn.Module):
-    "Attention between the entries of one vector: `out(softmax(k qᵀ/√d) v)`, with neither bias nor norm"
+    "Attention between the entries of one vector, `out(softmax(k qᵀ/√d) v)`, without bias or norm"
     def __init__(self,
         nf:int=48, # Length of the vector
         d:int=8, # Length of query, key and value
-        tied:bool=False, # Is one matrix query, key and value at once?
-        residual:bool=False, # Add the input?
-        init:str='torch' # 'torch': its default; 'unit': such that the variance of the input goes through
+        tied:bool=False, # Use one matrix for query, key and value?
+        residual:bool=False, # Add the input to the output?
+        init:str='torch' # Initialisation: 'torch', its default; or 'unit', which keeps the variance of the signal
     ):
         super().__init__()
-        self.q = nn.Linear(nf, d, bias=False)
-        self.k,self.v = (self.q,self.q) if tied else (nn.Linear(nf, d, bias=False),nn.Linear(nf, d, bias=False))
-        self.out,self.d,self.residual = nn.Linear(d, nf, bias=False),d,residual
+        look_up('init', init, ('torch','unit'))
+        linear = partial(nn.Linear, bias=False)
+        self.q = linear(nf, d)
+        self.k,self.v = (self.q,self.q) if tied else (linear(nf, d),linear(nf, d))
+        self.out = linear(d, nf)
+        self.d,self.residual = d,residual
         if init=='unit':
             for o in (self.q,self.k,self.v): nn.init.normal_(o.weight, std=nf**-.5)
-            nn.init.normal_(self.out.weight) # the attention averages d values, so that what it gives has variance 1/d
-        elif init!='torch': raise ValueError(f"init={init!r}: expected 'torch' or 'unit'")
+            nn.init.normal_(self.out.weight) # the attention averages d values, which leaves a variance of 1/d
 
-    def attention(self, x): # [N, nf]
-        "The map over channels, [N, d, d]; each row adds up to 1"
+    def attention(self,
+        x:Tensor # [N, nf]
+    ) -> Tensor: # [N, d, d]; each row sums to 1
+        "Return the attention map over channels"
         return (self.k(x)[:,:,None]*self.q(x)[:,None]/self.d**.5).softmax(-1)
 
     def forward(self, x):
@@ -127,24 +132,26 @@ class ChannelAttention(nn.Module):
 
 # %% ../nbs/05_models.ipynb #30bcb509
 class GlobalAvgPool(nn.Module):
-    "The average of a map, as `nn.AdaptiveAvgPool2d(1)`, whose gradient is a tensor of its own and not one value seen many times, so that batch norm before it goes back quickly on a CPU"
+    "Average each feature map, [N, C, 1, 1]; faster than `nn.AdaptiveAvgPool2d` after a batch norm on a CPU"
+    # its gradient is a dense tensor, not an expanded view, on which the backward pass of the batch norm is slow
     def forward(self, x): return F.avg_pool2d(x, x.shape[-2:])
 
 class GlobalMaxPool(nn.Module):
-    "Maximum of each feature map, [N, C, 1, 1]. A compiler fuses it, unlike `nn.AdaptiveMaxPool2d(1)`"
-    # not `amax`: its gradient looks for the maximum by `==`, which fails where a fused kernel has not rounded to bf16
+    "Return the maximum of each feature map, [N, C, 1, 1]; compilers can fuse it, unlike `nn.AdaptiveMaxPool2d`"
+    # not `amax`: its gradient finds the maximum by `==`, which fails where a fused kernel has not rounded to bf16
     def forward(self, x): return F.max_pool2d(x, x.shape[-2:])
 
 @register_model
 def attention_net(
     n_out:int=10, # Number of classes
-    tied:bool=False, # As the published training really ran: one block, used four times, whose query, key and value are one matrix
-    residual:bool=False, # Deviation from the published net: each block adds to its input
-    init:str='torch', # Deviation from the published net: 'unit' initialises the blocks so that the signal goes through
+    tied:bool=False, # As the published training ran: one block, used four times, with one matrix for q, k and v
+    residual:bool=False, # Not as published: add the input of each block?
+    init:str='torch', # Not as published: 'unit' keeps the variance of the signal in the blocks
     n_in:int=3 # Channels of the image
-) -> nn.Module: # Takes [N, n_in, H, W], gives logits [N, n_out]
-    "Three convolutions, the average, four attention blocks: 25,680 parameters, 20,304 if tied"
-    def conv(ni, nf): return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=1, bias=False), nn.ReLU(inplace=True), nn.BatchNorm2d(nf))
+) -> nn.Module: # Takes [N, n_in, H, W], returns logits [N, n_out]
+    "Create a net of three convolutions, a mean and four attention blocks: 25,680 parameters, 20,304 if tied"
+    def conv(ni, nf):
+        return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=1, bias=False), nn.ReLU(inplace=True), nn.BatchNorm2d(nf))
     block = partial(ChannelAttention, tied=tied, residual=residual, init=init)
     shared = block() if tied else None
     return nn.Sequential(OrderedDict(
@@ -153,20 +160,21 @@ def attention_net(
 
 # %% ../nbs/05_models.ipynb #bd710e57
 def conv_pool_norm(
-    ni:int, # Channels in
-    nf:int, # Channels out
-    pool:bool=False # Halve the map by max-pooling?
+    ni:int, # Input channels
+    nf:int, # Output channels
+    pool:bool=False # Halve the size by max pooling?
 ) -> nn.Sequential:
-    "3x3 convolution, max-pooling if asked for, batch norm, ReLU"
+    "Create a 3x3 convolution, max pooling if requested, batch norm and ReLU"
     pooling = [nn.MaxPool2d(2)] if pool else []
-    return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=1, bias=False), *pooling, nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+    conv = nn.Conv2d(ni, nf, 3, padding=1, bias=False)
+    return nn.Sequential(conv, *pooling, nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
 
 # %% ../nbs/05_models.ipynb #d28bb70b
 class SkipStage(nn.Module):
-    "Shrink to `x`, then add two convolutions of it: `res(x) + skip*x`, with no ReLU after the sum"
+    "Shrink to `x`, then return `res(x) + skip*x`, where `res` is two convolutions; no ReLU follows the sum"
     def __init__(self,
-        ni:int, # Channels in
-        nf:int, # Channels out
+        ni:int, # Input channels
+        nf:int, # Output channels
         skip:float=2. # Weight of the skip connection
     ):
         super().__init__()
@@ -189,11 +197,11 @@ class Scale(nn.Module):
 @register_model
 def davidnet(
     n_out:int=10, # Number of classes
-    skip:float=2., # Weight of the skip connections: 2 as published, 1 for the ordinary residual
-    scale:float=.125, # Factor on the logits
+    skip:float=2., # Weight of the skip connections: 2 as published, 1 for ordinary residuals
+    scale:float=.125, # Factor of the logits
     n_in:int=3 # Channels of the image
-) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 16, gives logits [N, n_out]
-    "DavidNet: 6,573,130 parameters; 94.12% on CIFAR-10 in 24 epochs in the training that is reproduced here"
+) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 16, returns logits [N, n_out]
+    "Create a DavidNet: 6,573,130 parameters; 94.12% on CIFAR-10 in 24 epochs in the published training"
     return nn.Sequential(OrderedDict(
         prep=conv_pool_norm(n_in, 64),
         layer1=SkipStage(64, 128, skip),
@@ -203,11 +211,11 @@ def davidnet(
 
 # %% ../nbs/05_models.ipynb #c0cab0f6
 def whitening_filters(
-    x:Tensor, # Training images as the network gets them, [N, C, H, W]; a few thousand will do
+    x:Tensor, # Training images as the network gets them, [N, C, H, W]; a few thousand are enough
     size:int=2, # Side of a patch
-    eps:float=5e-4 # Added to the eigenvalues: how much of the faintest directions is let through
+    eps:float=5e-4 # Added to the eigenvalues; larger values attenuate the directions of the smallest variance
 ) -> Tensor: # [2*C*size*size, C, size, size]: the whitening filters, then their negatives
-    "Filters that make the patches of `x` uncorrelated and of variance 1 (T. Balsam, hlb-CIFAR10, 2023)"
+    "Compute filters that make the patches of `x` uncorrelated and of variance 1 (T. Balsam, hlb-CIFAR10, 2023)"
     patches = F.unfold(x.float(), size).transpose(1,2).flatten(0,1) # [N*places, C*size*size]
     patches = patches-patches.mean(0)
     cov = (patches.t()@patches).cpu().double()/len(patches) # MPS has neither float64 nor eigh
@@ -219,28 +227,28 @@ def whitening_filters(
 def identity_init(
     model:nn.Module # Its convolutions are changed in place
 ) -> nn.Module: # The same model
-    "Let the first filters of each 3x3 convolution pass on its input channels; the others stay random (as airbench does)"
+    "Let the first filters of each 3x3 convolution pass on its input, and leave the others random (as airbench)"
     for m in model.modules():
         if isinstance(m, nn.Conv2d) and m.kernel_size==(3,3): nn.init.dirac_(m.weight.data[:m.in_channels])
     return model
 
 # %% ../nbs/05_models.ipynb #8b215061
 class BiasNorm(nn.BatchNorm2d):
-    "Batch norm whose scale stays 1"
+    "Batch norm with a scale fixed at 1"
     def __init__(self,
         nf:int, # Channels
-        momentum:float=.4, # Share of the new batch in the running averages
+        momentum:float=.4, # Weight of the new batch in the running averages
         eps:float=1e-12 # Added to the variance
     ):
         super().__init__(nf, eps=eps, momentum=momentum)
         self.weight.requires_grad = False
 
 class _ConvGroup(nn.Module):
-    "3x3 convolution, max-pooling, norm, activation, then one or two times convolution, norm, activation"
+    "3x3 convolution, max pooling, norm and activation; then once or twice convolution, norm and activation"
     def __init__(self,
-        ni:int, # Channels in
-        nf:int, # Channels out
-        depth:int=2, # Number of convolutions, 2 or 3; with 3, a residual connection over the last two
+        ni:int, # Input channels
+        nf:int, # Output channels
+        depth:int=2, # Number of convolutions, 2 or 3; with 3, a residual connection around the last two
         act=nn.GELU # Activation
     ):
         super().__init__()
@@ -260,13 +268,13 @@ def speednet(
     n_out:int=10, # Number of classes
     widths:tuple=(64,256,256), # Channels of the three groups
     depth:int=2, # Convolutions in a group
-    act:str='gelu', # 'gelu', 'silu' or 'hardswish', the quickest on a CPU
+    act:str='gelu', # 'gelu', 'silu' or 'hardswish', the fastest on a CPU
     n_in:int=3, # Channels of the image
-    whiten:bool=True, # Is the first layer one that whitens, set from images and not trained? False: an ordinary one
-    identity:bool=True, # Let convolutions begin as the identity?
-    scaled:bool=True # A head of large weights, standard deviation 1, whose outputs are divided by its width? False: an ordinary linear layer
-) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 9, gives logits [N, n_out]
-    "The speed net: 1,972,792 parameters. Its first layer is to be set from training images: `set_whitening`"
+    whiten:bool=True, # Freeze the first layer, for whitening filters? False: an ordinary layer
+    identity:bool=True, # Initialise the convolutions by `identity_init`?
+    scaled:bool=True # Initialise the head with std 1 and divide its outputs by its width? False: an ordinary head
+) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 9, returns logits [N, n_out]
+    "Create a speed net: 1,972,792 parameters. `set_whitening` sets its first layer from training images"
     act = look_up('act', act, dict(gelu=nn.GELU, silu=nn.SiLU, hardswish=nn.Hardswish))
     nw = 2*n_in*4
     head = nn.Linear(widths[-1], n_out, bias=False)
@@ -274,13 +282,14 @@ def speednet(
     first = nn.Conv2d(n_in, nw, 2)
     first.weight.requires_grad = not whiten
     nn.init.zeros_(first.bias)
+    groups = {f'layer{i+1}': _ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))}
     model = nn.Sequential(OrderedDict(
-        whiten=first, act=act(), **{f'layer{i+1}': _ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))},
-        pool=GlobalMaxPool(), flatten=nn.Flatten(), head=head, scale=Scale(1/widths[-1] if scaled else 1.)))
+        whiten=first, act=act(), **groups, pool=GlobalMaxPool(), flatten=nn.Flatten(), head=head,
+        scale=Scale(1/widths[-1] if scaled else 1.)))
     return identity_init(model) if identity else model
 
 def set_whitening(
-    model:nn.Module, # A `speednet`, or any model with a convolution named `whiten`
+    model:nn.Module, # A `speednet`, or another model with a convolution named `whiten`
     x:Tensor, # Training images as the network gets them, [N, C, H, W]
     eps:float=5e-4 # As for `whitening_filters`
 ) -> nn.Module: # The same model
@@ -288,38 +297,58 @@ def set_whitening(
     model.whiten.weight.data.copy_(whitening_filters(x, model.whiten.kernel_size[0], eps))
     return model
 
+# %% ../nbs/05_models.ipynb #ec7a51d3
+@contextmanager
+def undisturbed(
+    model:nn.Module # Its modules may be in different modes
+):
+    "Run a block with `model` in evaluation mode and without gradients, and restore the mode of each module"
+    modes = {m: m.training for m in model.modules()}
+    try:
+        for m in modes: m.training = False
+        with torch.inference_mode(False),torch.no_grad(): yield
+    finally:
+        for m,mode in modes.items(): m.training = mode
+
 # %% ../nbs/05_models.ipynb #bfb0cfac
 class ModelSummary:
-    "The layers of a model as a table, `rows`, and as a picture, `plot()`; see `model_summary`"
+    "Layers of a model as a table, `rows`, and as a drawing, `plot()`; returned by `model_summary`"
     def __init__(self, rows, stages, inp, params, macs): store_attr()
 
-    def __str__(self):
-        r = self.rows
+    def __repr__(self):
+        r,mb = self.rows,2**20
         lines = [f'{"Layer":<24}{"Output":>20}{"Parameters":>14}', '='*58]
-        lines += [f'{o.layer+"-"+str(i+1):<24}{str(o.output):>20}{f"({o.parameters:,})" if o.again else f"{o.parameters:,}":>14}' for i,o in enumerate(r.itertuples())]
-        once,mb = r.new.sum(),2**20
-        lines += ['='*58, f'{self.params:,} parameters ({self.params*4/mb:.2f} MB in fp32)' + (f', {self.params-once:,} of them not in these layers' if self.params!=once else ''),
-                  f'{self.macs:,} multiply-adds and {sum(math.prod(o) for o in r.output)*4/mb:.2f} MB of outputs for one image of {"x".join(map(str,self.inp))}']
-        if r.again.any(): lines.append('(n): a layer that was used before, counted once')
+        for i,o in enumerate(r.itertuples(), 1):
+            n = f'({o.parameters:,})' if o.again else f'{o.parameters:,}'
+            lines.append(f'{o.layer+"-"+str(i):<24}{str(o.output):>20}{n:>14}')
+        total = f'{self.params:,} parameters ({self.params*4/mb:.2f} MB in fp32)'
+        others = self.params-r.new.sum()
+        if others: total += f', {others:,} of them not in these layers'
+        size = sum(math.prod(o) for o in r.output)*4/mb
+        inp = 'x'.join(map(str, self.inp))
+        lines += ['='*58, total, f'{self.macs:,} multiply-adds and {size:.2f} MB of outputs for one image of {inp}']
+        if r.again.any(): lines.append('(n): a layer that was called before, counted once')
         return '\n'.join(lines)
-    __repr__ = __str__
 
     def plot(self,
-        ax=None # Axes to draw on; None makes new ones
+        ax=None # Axes to draw on; None creates them
     ): # The axes
-        "The stages of the model as boxes: as high as the map, as wide as the logarithm of its channels"
-        def width(c): return .25+.16*math.log2(max(c,2))
-        stages = [('input', self.inp, None)]+self.stages
-        if ax is None: ax = plt.subplots(figsize=(max(6,1.25*len(stages)),3.2), layout='constrained')[1]
-        x,tallest = 0,max(o[1][-1] if len(o[1])==3 else 1 for o in stages)
-        for i,(nm,shape,n) in enumerate(stages):
-            w,h = width(shape[0]),.25+1.75*((shape[-1] if len(shape)==3 else 1)/tallest)**.5
-            mid = x+max(w,.95)/2
-            ax.add_patch(plt.Rectangle((mid-w/2,-h/2), w, h, fc='0.93' if n is None else 'C0' if n else 'white', ec='0.3', alpha=.75))
-            ax.text(mid, 1.12, nm, ha='center', va='bottom', fontsize=9, weight='bold')
-            ax.text(mid, -1.12, 'x'.join(map(str,shape))+('' if not n else f'\n{n:,}'), ha='center', va='top', fontsize=8)
+        "Draw the stages as boxes: the height shows the size of the map, the width the number of channels (log)"
+        stages = [('input', self.inp, 0)]+self.stages
+        if ax is None: ax = plt.subplots(figsize=(max(6, len(stages)),3.2), layout='constrained')[1]
+        sides = [shape[-1] if len(shape)==3 else 1 for _,shape,_ in stages]
+        x = 0
+        for i,((name,shape,n),side) in enumerate(zip(stages, sides)):
+            w,h = .25+.16*math.log2(max(shape[0], 2)),.25+1.75*(side/max(sides))**.5
+            mid = x+max(w, .95)/2
+            color = okabe_ito[0] if n else 'white'
+            ax.add_patch(plt.Rectangle((mid-w/2,-h/2), w, h, fc=color, ec='0.3', alpha=.75))
+            ax.text(mid, 1.12, name, ha='center', va='bottom', fontsize=9, weight='bold')
+            label = 'x'.join(map(str, shape))
+            if n: label += f'\n{n:,}'
+            ax.text(mid, -1.12, label, ha='center', va='top', fontsize=9)
             if i: ax.annotate('', (mid-w/2,0), (end,0), arrowprops=dict(arrowstyle='->', color='0.3'))
-            end,x = mid+w/2,x+max(w,.95)+.3
+            end,x = mid+w/2,x+max(w, .95)+.3
         ax.set(xlim=(-.1,x-.2), ylim=(-1.75,1.55), title=f'{self.params:,} parameters')
         ax.axis('off')
         return ax
@@ -329,34 +358,37 @@ def model_summary(
     size:int=32, # Side of the image
     n_in:int=3 # Channels of the image
 ) -> ModelSummary: # Prints as a table; `rows` is a `DataFrame`, `plot()` draws the stages
-    "Type, output shape and parameters of every layer. The model stays as it is: mode, averages and hooks"
-    rows,stages,seen,counted,handles,was = [],[],set(),set(),[],{m: m.training for m in model.modules()}
+    "Run one image through `model` and list type, output shape and parameters of every layer; the model does not change"
+    rows,stages,seen = [],[],set() # seen: modules and parameters
     stage_names = {m: nm for nm,m in model.named_children()}
     def look(m, inp, out):
-        out = next((o for o in ([out] if isinstance(out, Tensor) else L(out)) if isinstance(o, Tensor)), None)
+        out = first([out] if isinstance(out, Tensor) else L(out), lambda o: isinstance(o, Tensor))
         if out is None: return
         shape = tuple(out.shape[1:]) or (1,)
         if m in stage_names: stages.append((stage_names[m], shape, n_params(m)))
         if isinstance(m, (nn.Sequential,nn.ModuleList)): return
         own = list(m.parameters(recurse=False))
+        new = [p for p in own if p not in seen]
         rows.append(dict(layer=type(m).__name__, output=shape, parameters=sum(p.numel() for p in own),
-                         new=sum(p.numel() for p in own if p not in counted), again=m in seen))
-        seen.add(m); counted.update(own)
+                         new=sum(p.numel() for p in new), again=m in seen))
+        seen.update([m,*own])
+    like = next(model.parameters(), torch.zeros(()))
+    x = torch.zeros(1, n_in, size, size, device=like.device, dtype=like.dtype)
+    handles = [m.register_forward_hook(look) for m in model.modules() if m is not model or not list(m.children())]
     try:
-        handles = [m.register_forward_hook(look) for m in model.modules() if m is not model or not list(m.children())]
-        like = next(model.parameters(), torch.zeros(()))
-        x = torch.zeros(1, n_in, size, size, device=like.device, dtype=like.dtype)
-        with torch.no_grad(),FlopCounterMode(display=False) as flops: model.eval()(x)
+        with undisturbed(model),FlopCounterMode(display=False) as flops: model(x)
     finally:
         for h in handles: h.remove()
-        for m,mode in was.items(): m.training = mode
     return ModelSummary(pd.DataFrame(rows), stages, (n_in,size,size), n_params(model), flops.get_total_flops()//2)
 
 # %% ../nbs/05_models.ipynb #0731435c
-def inference_copy(model):
-    "A copy on the CPU, in fp32 and evaluation mode, without hooks and patched forward methods"
+def inference_copy(
+    model:nn.Module # Any model, also wrapped in `DataParallel` or `DistributedDataParallel`; it does not change
+) -> nn.Module: # On the CPU, in fp32 and evaluation mode
+    "Copy a model without hooks and patched `forward` methods"
     model = get_model(model)
-    no_hooks = {id(v): OrderedDict() for m in model.modules() for k,v in vars(m).items() if '_hooks' in k} # what deepcopy takes instead
+    # a hook may hold an object that `deepcopy` cannot copy, so each dict of hooks is replaced by an empty one
+    no_hooks = {id(v): OrderedDict() for m in model.modules() for k,v in vars(m).items() if '_hooks' in k}
     model = deepcopy(model, no_hooks).cpu().float().eval()
     for m in model.modules(): m.__dict__.pop('forward', None)
     return model
