@@ -1,4 +1,4 @@
-"""Mistakes and confusions of a trained network, how far its probabilities can be trusted, doubtful labels, robustness, and one page with all of it
+"""Predictions as a table, and what they show: mistakes, confusion matrix, calibration, label issues
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/interpret.html.md"""
 
@@ -8,7 +8,6 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/interpret.html.md"""
 from __future__ import annotations
 import inspect
 from fastai.vision.all import *
-from fastprogress.fastprogress import progress_bar
 from scipy.optimize import brentq
 from scipy.special import softmax
 from .codec import ImageError,image_files
@@ -20,193 +19,257 @@ from .gradcam import *
 __all__ = ['MultiCrop', 'folder_dl', 'as_dl', 'has_labels', 'predictions_table', 'predictions', 'misclassified',
            'prediction_caption', 'plot_misclassified', 'confusion', 'plot_confusion', 'most_confused', 'per_class',
            'top_losses', 'overlay_map', 'class_maps', 'plot_maps', 'calibration_curve', 'calibration',
-           'plot_calibration', 'halves', 'fit_temperature', 'image_key', 'with_temperature', 'find_label_issues']
+           'plot_calibration', 'halves', 'image_key', 'fit_temperature', 'with_temperature', 'find_label_issues']
 
 # %% ../nbs/14_interpret.ipynb #cf51f79c
 class MultiCrop(nn.Module):
-    "Test-time augmentation: the mean logits of an image (weight 1/2) and of the image shifted up-left and down-right (1/4 each), each with its mirror image (K. Jordan, airbench, 2024)"
+    """Average the logits of six views of each image: test-time augmentation (K. Jordan, airbench, 2024)
+
+    The image has weight 1/2, the image shifted up-left and down-right 1/4 each; mirror images count as much."""
     def __init__(self,
-        model:nn.Module, # Takes images [N, C, H, W], gives logits [N, n_classes]
-        shift:int=1, # Pixels of the shift; the border is reflected
-        tta_threshold:float=1. # Only images whose probability at the first look is below get the other looks; 1 is all of them
+        model:nn.Module, # From images [N, C, H, W] to logits [N, n_classes]
+        shift:int=1, # Shift in pixels; the border is reflected
+        tta_threshold:float=1. # Images with at least this probability are evaluated once; 1 evaluates six views of all
     ):
         super().__init__()
         self.model,self.shift,self.tta_threshold = model,shift,tta_threshold
 
+    def _with_mirror(self, x):
+        "Return the mean logits of images and their mirror images"
+        return (self.model(x)+self.model(x.flip(-1)))/2
+
     def forward(self, x):
-        logits = self.model(x)
-        i = (logits.float().softmax(1).amax(1)<self.tta_threshold).nonzero()[:,0] if self.tta_threshold<1 else slice(None)
-        x,(h,w),s = x[i].as_subclass(Tensor),x.shape[-2:],self.shift
+        logits,s = self.model(x),self.shift
+        selected = slice(None)
+        if self.tta_threshold<1:
+            selected = (logits.float().softmax(1).amax(1)<self.tta_threshold).nonzero()[:,0]
+        x = x[selected].as_subclass(Tensor)
         if not len(x): return logits
+        h,w = x.shape[-2:]
         padded = F.pad(x, (s,s,s,s), mode='reflect')
-        def both(x): return (self.model(x)+self.model(x.flip(-1)))/2
-        res = ((logits[i]+self.model(x.flip(-1)))/2 + (both(padded[...,:h,:w])+both(padded[...,2*s:,2*s:]))/2)/2
+        centre = (logits[selected]+self.model(x.flip(-1)))/2
+        shifted = (self._with_mirror(padded[...,:h,:w])+self._with_mirror(padded[...,2*s:,2*s:]))/2
+        res = (centre+shifted)/2
         if self.tta_threshold>=1: return res
-        return logits.index_copy(0, i, res.to(logits.dtype))
+        return logits.index_copy(0, selected, res.to(logits.dtype))
 
 # %% ../nbs/14_interpret.ipynb #da974580
 def folder_dl(
-    learn:Learner, # Its classes and its size of images are taken
-    path, # Folder of image files, directly or in folders
-    unreadable:list|None=None # A list that takes the messages of files that cannot be decoded, which are then left out; None raises `DataError` for them when the loader is used
-) -> TfmdDL: # For prediction: no augmentation, in the order of the names
-    "Load all images of a folder. They have labels if they lie in folders named after the classes"
-    path,vocab = Path(path).expanduser(),set(map(str, learn.dls.vocab))
+    learn:Learner, # Determines the classes and the image size
+    path, # Folder of image files, in it or in its subfolders
+    unreadable:list|None=None # Takes a message for each corrupt file, which is skipped; None: reading it is an error
+) -> TfmdDL: # Without augmentation, in the order of the file names
+    "Load all images of a folder. They are labelled if they are in folders named after the classes"
+    path = Path(path).expanduser()
+    vocab = set(map(str, learn.dls.vocab))
     try: files = image_files(path)
     except ImageError as e: raise DataError(str(e)) from None
-    labelled = [f.parent!=path and f.parent.name in vocab for f in files]
-    if any(labelled) and not all(labelled):
-        raise DataError(f'{files[labelled.index(False)]}: not in a folder named after a class, as other images there are. The classes are {", ".join(sorted(vocab))}')
-    labelled = all(labelled)
+    in_class = [f.parent!=path and f.parent.name in vocab for f in files]
+    if any(in_class) and not all(in_class):
+        raise DataError(f'{files[in_class.index(False)]}: not in a folder named after a class, unlike other images. '
+                        f'The classes are {", ".join(sorted(vocab))}')
     if unreadable is not None:
         bad = dict(unreadable_images(files))
-        if len(bad)==len(files): raise DataError(f'{path}: none of its {len(files):,} images can be read. The first: {bad[0]}')
+        if len(bad)==len(files):
+            raise DataError(f'{path}: none of its {len(files):,} images can be read. The first: {bad[0]}')
         unreadable += bad.values()
         files = [f for i,f in enumerate(files) if i not in bad]
-    return learn.dls.test_dl(files, with_labels=labelled)
+    return learn.dls.test_dl(files, with_labels=all(in_class))
 
-def as_dl(learn, dl=None):
-    "Return the images that `dl` means as a loader: itself, those of a folder or a list, or the validation set"
+def as_dl(
+    learn:Learner, # Its `dls` provide classes, image size and the validation set
+    dl=None # A loader, a folder as for `folder_dl`, or a list of files; None is the validation set
+) -> TfmdDL: # In the order of the files, with the last batch
+    "Return a loader for prediction"
     if isinstance(dl, (str,Path)): dl = folder_dl(learn, dl)
     if isinstance(dl, (list,L)):
-        if not dl: raise DataError('predictions: there are no images in the list')
+        if not dl: raise DataError('predictions: no images in the list')
         dl = learn.dls.test_dl(dl)
     return (learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
 
-def has_labels(dl): return len(dl.dataset.tls)>dl.n_inp
+def has_labels(
+    dl:TfmdDL # A fastai loader
+) -> bool: # Are its images labelled?
+    "Return whether the batches of a loader have targets"
+    return len(dl.dataset.tls)>dl.n_inp
 
-def predictions_table(files, probs, vocab, targs=None, losses=None, index=None):
-    "A row for each image"
+def _log(p): return np.log(np.maximum(p, np.finfo(np.float32).tiny))
+def _nll(p): return -_log(p)
+
+def predictions_table(
+    files, # Image files
+    probs:np.ndarray, # Probabilities [N, n_classes]
+    vocab, # Names of the classes
+    targs=None, # Class indices [N]; None leaves out the columns `true`, `p_true` and `loss`
+    losses=None, # Loss of each image, [N]; None is the negative log-likelihood
+    index=None # Labels of the rows; None is 0 to N-1
+) -> pd.DataFrame: # A row for each image
+    "Return probabilities as a table of predictions"
     def named(codes): return pd.Categorical.from_codes(codes, list(vocab))
-    p_true = None if targs is None else probs[np.arange(len(probs)),targs]
-    known = {} if targs is None else dict(true=named(targs), p_true=p_true, loss=_nll(p_true) if losses is None else losses)
-    df = pd.DataFrame(dict(file=list(files), predicted=named(probs.argmax(1)), p_predicted=probs.max(1), probs=list(probs), **known), index=index)
-    return df[[o for o in ('file','true','predicted','p_predicted','p_true','loss','probs') if o in df]]
+    columns = dict(file=list(files))
+    if targs is not None: columns['true'] = named(targs)
+    columns.update(predicted=named(probs.argmax(1)), p_predicted=probs.max(1))
+    if targs is not None:
+        p_true = probs[np.arange(len(probs)),targs]
+        columns.update(p_true=p_true, loss=_nll(p_true) if losses is None else losses)
+    return pd.DataFrame(dict(columns, probs=list(probs)), index=index)
 
-def _nll(p): return -np.log(np.maximum(p, np.finfo(np.float32).tiny))
+_softmax_losses = nn.CrossEntropyLoss,nn.NLLLoss,F.cross_entropy,F.nll_loss
+_multi_label_losses = nn.BCEWithLogitsLoss,nn.BCELoss,F.binary_cross_entropy_with_logits,F.binary_cross_entropy
 
-_by_softmax = nn.CrossEntropyLoss,nn.NLLLoss,F.cross_entropy,F.nll_loss
-_by_class = nn.BCEWithLogitsLoss,nn.BCELoss,F.binary_cross_entropy_with_logits,F.binary_cross_entropy
-
-def _is_loss(loss, kinds):
-    "Is a loss one of `kinds`, classes and functions?"
+def _is_any(loss, kinds):
+    "Is `loss` one of several functions, or an instance of one of several classes?"
     return any(isinstance(loss, o) if isinstance(o, type) else loss is o for o in kinds)
-
-def _activation(loss):
-    "Return the function that turns outputs into probabilities. fastai knows that of its own losses only"
-    inner = loss.func if isinstance(loss, (partial,BaseLoss)) else loss
-    if _is_loss(inner, _by_class): raise ValueError(f'predictions: {_loss_name(loss)} is for multi-label targets, which are not supported; expected a loss over classes such as CrossEntropyLossFlat')
-    return partial(torch.softmax, dim=1) if _is_loss(inner, _by_softmax) else getcallable(loss, 'activation')
 
 def _loss_name(loss): return getattr(loss, '__name__', type(loss).__name__)
 
-def _gives_each(loss):
-    "Can a loss give a value for each image, as `learn.get_preds(with_loss=True)` asks of it?"
-    return hasattr(loss, 'reduction') or 'reduction' in inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+def _activation(loss):
+    "Return the function from outputs to probabilities; fastai knows it only for its own losses"
+    inner = loss.func if isinstance(loss, (partial,BaseLoss)) else loss
+    if _is_any(inner, _multi_label_losses):
+        raise ValueError(f'predictions: {_loss_name(loss)} is for multi-label targets, which are unsupported; '
+                         'use a loss over classes such as CrossEntropyLossFlat')
+    return partial(torch.softmax, dim=1) if _is_any(inner, _softmax_losses) else getcallable(loss, 'activation')
+
+def _has_reduction(loss):
+    "Can `learn.get_preds(with_loss=True)` compute this loss for each image?"
+    func = loss.forward if isinstance(loss, nn.Module) else loss
+    return hasattr(loss, 'reduction') or 'reduction' in inspect.signature(func).parameters
+
+def _check_probabilities(probs, loss):
+    "Raise `ValueError` unless each row is a distribution over the classes"
+    if bad := (~np.isfinite(probs).all(1)).sum():
+        raise ValueError(f'predictions: the output is not finite for {bad:,} of {len(probs):,} images; '
+                         'the training diverged, or the weights were not loaded')
+    if probs.min()<0 or np.abs(probs.sum(1)-1).max()>.05:
+        raise ValueError(f'predictions: outputs from {probs.min():.2f} to {probs.max():.2f} are not probabilities; '
+                         f'give the loss {_loss_name(loss)} an `activation`, or use one such as CrossEntropyLossFlat')
 
 def predictions(
-    learn:Learner, # A trained learner, or fastai's `Interpretation` of one; a table that this function gave comes back as it is
-    dl=None, # Images: a loader, a folder of them as for `folder_dl`, or a list of files; None is the validation set
+    learn:Learner, # A trained learner or fastai's `Interpretation`; a table of predictions is returned unchanged
+    dl=None, # Images: a loader, a folder as for `folder_dl`, or a list of files; None is the validation set
     tta:bool|float=False # Test-time augmentation by `MultiCrop`: True, or only below this probability
-) -> pd.DataFrame: # A row for each image of `dl`; the row's label is the image's number in `dl.dataset`
-    "Return file, true and predicted class, their probabilities, loss, and the probabilities of all classes, without augmentation. Without labels there are no columns `true`, `p_true`, `loss`. Raise `ValueError` if the loss of the learner does not say how to get probabilities, and for multi-label targets"
+) -> pd.DataFrame: # A row for each image, labelled with its index in `dl.dataset`
+    """Return file, true and predicted class, their probabilities, loss, and the probabilities of all classes
+
+    There is no augmentation. Without labels, there are no columns `true`, `p_true` and `loss`. Raise `ValueError` for
+    multi-label targets, and if the loss of the learner does not determine how outputs become probabilities."""
     if isinstance(learn, pd.DataFrame): return learn
-    if isinstance(learn, Interpretation): learn,dl = learn.learn,learn.dl if dl is None else dl
-    dl,model = as_dl(learn, dl),learn.model
-    if not len(dl.dataset): raise DataError('predictions: there are no images')
-    labels,loss,act = has_labels(dl),learn.loss_func,_activation(learn.loss_func)
+    if isinstance(learn, Interpretation):
+        if dl is None: dl = learn.dl
+        learn = learn.learn
+    dl = as_dl(learn, dl)
+    if not len(dl.dataset): raise DataError('predictions: the loader has no images')
+    model,loss = learn.model,learn.loss_func
+    act,labels = _activation(loss),has_labels(dl)
     try:
         if tta: learn.model = MultiCrop(model, tta_threshold=float(tta))
-        with dl.dataset.set_split_idx(1): res = learn.get_preds(dl=dl, act=act, with_loss=labels and _gives_each(loss))
+        with dl.dataset.set_split_idx(1): # the transforms of validation
+            probs,*rest = learn.get_preds(dl=dl, act=act, with_loss=labels and _has_reduction(loss))
     finally: learn.model = model
-    if labels and res[1].ndim>1: raise ValueError(f'predictions: multi-label targets, of shape {tuple(res[1].shape)}, are not supported; expected one class for each image')
-    probs = to_np(res[0])
-    if bad := (~np.isfinite(probs).all(1)).sum(): raise ValueError(f'predictions: the output of the network is not finite for {bad:,} of {len(probs):,} images; it diverged in training, or its weights were not loaded')
-    if probs.min()<0 or np.abs(probs.sum(1)-1).max()>.05:
-        raise ValueError(f'predictions: outputs from {probs.min():.2f} to {probs.max():.2f} are not probabilities, and the loss {_loss_name(loss)} has no `activation` that makes some of them. Give it one, or train with a loss such as CrossEntropyLossFlat')
-    return predictions_table(dl.dataset.items, probs, learn.dls.vocab, *(to_np(o) for o in res[1:] if labels))
+    if labels and rest[0].ndim>1:
+        raise ValueError(f'predictions: multi-label targets, of shape {tuple(rest[0].shape)}, are unsupported; '
+                         'expected one class for each image')
+    probs = to_np(probs)
+    _check_probabilities(probs, loss)
+    targs_losses = [to_np(o) for o in rest] if labels else []
+    return predictions_table(dl.dataset.items, probs, learn.dls.vocab, *targs_losses)
 
-def _labelled(who, learn, dl=None):
-    "`predictions` of images that have labels; else an error that names the function that asked"
+def _labelled(func, learn, dl=None):
+    "Return `predictions` of labelled images. Raise `ValueError` with the name of the function if they are unlabelled"
     df = predictions(learn, dl)
-    if 'true' not in df: raise ValueError(f'{who}: these images have no labels. Give labelled ones, as dls.test_dl(files, with_labels=True) or a folder with a folder for each class')
-    return df
+    if 'true' in df: return df
+    raise ValueError(f'{func}: these images have no labels; pass labelled ones, such as '
+                     'dls.test_dl(files, with_labels=True) or a folder with a subfolder for each class')
 
 # %% ../nbs/14_interpret.ipynb #bd721063
 def misclassified(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None # Labelled images; None is the validation part
+    dl=None # Labelled images; None is the validation set
 ) -> pd.DataFrame: # Rows of `predictions`
-    "The images that the network gets wrong, those first of which it is surest"
+    "Return the misclassified images, most confident first"
     df = _labelled('misclassified', learn, dl)
     return df[df.true!=df.predicted].sort_values('p_predicted', ascending=False, kind='stable')
 
 # %% ../nbs/14_interpret.ipynb #3e80ebe4
-def prediction_caption(o):
-    "What a row of `predictions` says of its image, in a line or two"
-    return f'{o.true}\n→ {o.predicted} {o.p_predicted:.0%}' if getattr(o, 'true', o.predicted)!=o.predicted else f'{o.predicted} {o.p_predicted:.0%}'
+def _is_wrong(o): return getattr(o, 'true', o.predicted)!=o.predicted
+
+def prediction_caption(
+    o # Row of `predictions`, from `itertuples`
+) -> str: # 'cat 90%', or 'dog', an arrow and 'cat 90%' on a second line
+    "Describe a prediction: true class if it differs, predicted class and its probability"
+    predicted = f'{o.predicted} {o.p_predicted:.0%}'
+    return f'{o.true}\n→ {predicted}' if _is_wrong(o) else predicted
 
 def plot_misclassified(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None, # Labelled images; None is the validation part
-    n:int=25, # Number of images at most
-    what:str='mistakes' # What the title calls them
+    dl=None, # Labelled images; None is the validation set
+    n:int=25, # Maximum number of images
+    what:str='mistakes' # Noun for the title
 ) -> plt.Figure: # A grid of images, five in a row
-    "The surest mistakes: each image with its true and predicted class and the probability of the latter"
+    "Plot the most confident mistakes with true and predicted class and the probability of the predicted class"
     df = misclassified(learn, dl)
-    rows = math.ceil(min(n,len(df))/5)
+    shown = df[:n]
+    rows = math.ceil(len(shown)/5)
     fig = plt.figure(figsize=(8,1.7*rows+.4), layout='constrained')
-    fig.suptitle(f'{min(n,len(df))} of {len(df):,} {what}, the surest first' if len(df) else f'no {what}', fontsize=10)
-    if not len(df): return fig
+    title = f'{len(shown)} of {len(df):,} {what}, most confident first' if len(df) else f'no {what}'
+    fig.suptitle(title, fontsize=10)
+    if not rows: return fig
     for ax in fig.subplots(rows, 5, squeeze=False).flat: ax.axis('off')
-    for ax,o in zip(fig.axes, df[:n].itertuples()):
+    for ax,o in zip(fig.axes, shown.itertuples()):
         picture = Image.fromarray(read_image(o.file))
-        picture.thumbnail((256,256)) # of photos, the figure keeps no more than it shows
+        picture.thumbnail((256,256)) # the figure holds no full-size photos
         ax.imshow(picture)
-        ax.set_title(prediction_caption(o), fontsize=9, parse_math=False) # a class may have a $ in its name
+        ax.set_title(prediction_caption(o), fontsize=9, parse_math=False) # class names may contain a $
     return fig
 
 # %% ../nbs/14_interpret.ipynb #a77b8a7c
 def confusion(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None # Labelled images; None is the validation part
-) -> pd.DataFrame: # Numbers of images: a row for each true class, a column for each predicted one
-    "The confusion matrix. A class that never occurs has its row and column of zeros"
+    dl=None # Labelled images; None is the validation set
+) -> pd.DataFrame: # Number of images: a row for each true class, a column for each predicted class
+    "Return the confusion matrix over all classes of the learner, including those that do not occur"
     df = _labelled('confusion', learn, dl)
-    classes,counts = df.true.cat.categories,np.zeros([len(df.true.cat.categories)]*2, int)
-    np.add.at(counts, (df.true.cat.codes,df.predicted.cat.codes), 1)
+    classes = df.true.cat.categories
+    k = len(classes)
+    pairs = k*df.true.cat.codes.astype(int)+df.predicted.cat.codes
+    counts = np.bincount(pairs, minlength=k*k).reshape(k, k)
     return pd.DataFrame(counts, pd.Index(classes, name='true'), pd.Index(classes, name='predicted'))
 
 # %% ../nbs/14_interpret.ipynb #ce6c1652
-def _ink(rgba):
-    "Black or white, whichever contrasts more with a colour"
+def _text_color(rgba):
+    "Return black or white, whichever has more contrast with a colour"
     return 'white' if np.dot(np.power(rgba[:3], 2.2), (.2126,.7152,.0722))<.18 else 'black'
 
 def plot_confusion(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None # Labelled images; None is the validation part
-) -> plt.Figure:
-    "How many of each true class, a row, are taken for which class. With more than 25 classes a colour bar replaces the numbers"
+    dl=None # Labelled images; None is the validation set
+) -> plt.Figure: # Rows are true classes, columns predicted classes
+    "Plot the confusion matrix as fractions of each true class. Above 25 classes, a colour bar replaces the numbers"
     counts = confusion(learn, dl)
-    share,k = counts.div(counts.sum(axis=1), axis=0).values,len(counts)
-    side = min(.5*k,12.5)
+    share = counts.div(counts.sum(axis=1), axis=0).values
+    k = len(counts)
+    side = min(.5*k, 12.5)
     fig,ax = plt.subplots(figsize=(side+1.7,side+1.2), layout='constrained')
     im = ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
-    ax.set_xticks(range(k), counts.columns, rotation=45, ha='right', rotation_mode='anchor', fontsize=9, parse_math=False)
-    ax.set_yticks(range(k), counts.index, fontsize=9, parse_math=False)
-    ax.set(xlabel='predicted class', ylabel='true class', title='share of each true class')
-    if k>25: fig.colorbar(im, shrink=.6)
-    else:
-        for i,j in np.argwhere(~np.isnan(share)):
-            ax.text(j, i, f'{share[i,j]:.2f}' if share[i,j] else '0', ha='center', va='center', fontsize=9, color=_ink(im.cmap(share[i,j])))
+    text = dict(fontsize=9, parse_math=False) # class names may contain a $
+    ax.set_xticks(range(k), counts.columns, rotation=45, ha='right', rotation_mode='anchor', **text)
+    ax.set_yticks(range(k), counts.index, **text)
+    ax.set(xlabel='predicted class', ylabel='true class', title='fraction of each true class')
+    if k>25:
+        fig.colorbar(im, shrink=.6)
+        return fig
+    for i,j in np.argwhere(~np.isnan(share)):
+        number = f'{share[i,j]:.2f}' if share[i,j] else '0'
+        ax.text(j, i, number, ha='center', va='center', fontsize=9, color=_text_color(im.cmap(share[i,j])))
     return fig
 
 # %% ../nbs/14_interpret.ipynb #bd54c11e
 def most_confused(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None # Labelled images; None is the validation part
-) -> pd.DataFrame: # A row for each pair: true class, predicted class, number of images, their share of the true class
-    "Pairs of classes that are mistaken for each other, the most frequent first"
+    dl=None # Labelled images; None is the validation set
+) -> pd.DataFrame: # A row for each pair: true class, predicted class, number of images, fraction of the true class
+    "Return the pairs of classes that are confused, most frequent first"
     df = _labelled('most_confused', learn, dl)
     pairs = df[df.true!=df.predicted].groupby(['true','predicted'], observed=True).size().rename('images').reset_index()
     pairs['share'] = pairs.images/pairs.true.map(df.true.value_counts()).astype(float)
@@ -215,165 +278,214 @@ def most_confused(
 # %% ../nbs/14_interpret.ipynb #8640ffc2
 def per_class(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None # Labelled images; None is the validation part
+    dl=None # Labelled images; None is the validation set
 ) -> pd.DataFrame: # A row for each class: precision, recall, f1, support
-    "Precision, recall, F1 and number of images of each class"
+    "Return precision, recall, F1 and number of images of each class"
     counts = confusion(learn, dl)
-    right,of_class,taken = pd.Series(np.diag(counts), counts.index),counts.sum(axis=1),counts.sum()
-    return pd.DataFrame(dict(precision=right/taken, recall=right/of_class, f1=2*right/(of_class+taken), support=of_class)).rename_axis('class')
+    right = pd.Series(np.diag(counts), counts.index)
+    predicted,support = counts.sum(),counts.sum(axis=1)
+    scores = dict(precision=right/predicted, recall=right/support, f1=2*right/(predicted+support), support=support)
+    return pd.DataFrame(scores).rename_axis('class')
 
 # %% ../nbs/14_interpret.ipynb #dcf21a3f
 def top_losses(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None # Labelled images; None is the validation part
+    dl=None # Labelled images; None is the validation set
 ) -> pd.DataFrame: # Rows of `predictions`
-    "All images, those of the largest loss first"
+    "Return all images, largest loss first"
     return _labelled('top_losses', learn, dl).sort_values('loss', ascending=False, kind='stable')
 
 # %% ../nbs/14_interpret.ipynb #fab0daa8
-def overlay_map(picture, m):
-    "A map [H, W] in 0..1 over a grey copy of a picture [H, W, 3]"
-    return (.5*(picture@(.299,.587,.114))[...,None] + 127.5*plt.get_cmap('cividis')(m)[...,:3]).round().astype(np.uint8)
+def overlay_map(
+    picture:np.ndarray, # Pixels [H, W, 3], 0 to 255
+    m:np.ndarray # Map [H, W] in 0..1
+) -> np.ndarray: # uint8 [H, W, 3]
+    "Blend a map in the colours of cividis with a grey copy of a picture, half and half"
+    grey = (picture@(.299,.587,.114))[...,None]
+    return (.5*grey + 127.5*plt.get_cmap('cividis')(m)[...,:3]).round().astype(np.uint8)
 
-def class_maps(learn, rows, layer=None, method='gradcam', reshape=None):
-    "For each row the picture at the network's size, with the map for the predicted class, and with that for the true one: None where that is the same or unknown"
+def class_maps(
+    learn:Learner, # A trained learner
+    rows:pd.DataFrame, # Rows of `predictions`
+    **kwargs # Further arguments of `GradCAM`
+) -> list: # Of (picture, map for the predicted class, map for the true class), each uint8 [H, W, 3]
+    "Return the pictures of rows with their maps; that for the true class is None unless the prediction is wrong"
     if not len(rows): return []
     x = learn.dls.test_dl(list(rows.file), bs=len(rows)).one_batch()[0]
-    with GradCAM(learn.model, layer, method, reshape=reshape) as cam: maps = {o: cam(x, rows[o].cat.codes.tolist()).cpu().numpy() for o in ('predicted','true') if o in rows}
-    pictures = [np.asarray(Image.fromarray(read_image(f)).resize(x.shape[:-3:-1], Image.BILINEAR)) for f in rows.file]
-    return [(picture,overlay_map(picture, maps['predicted'][i]),overlay_map(picture, maps['true'][i]) if getattr(o, 'true', o.predicted)!=o.predicted else None)
-            for i,(picture,o) in enumerate(zip(pictures, rows.itertuples()))]
+    h,w = x.shape[-2:]
+    with GradCAM(learn.model, **kwargs) as cam:
+        def maps(column): return cam(x, rows[column].cat.codes.tolist()).cpu().numpy()
+        predicted = maps('predicted')
+        true = maps('true') if 'true' in rows else predicted
+    res = []
+    for o,m,m_true in zip(rows.itertuples(), predicted, true):
+        picture = np.asarray(Image.fromarray(read_image(o.file)).resize((w,h), Image.BILINEAR))
+        res.append((picture,overlay_map(picture, m),overlay_map(picture, m_true) if _is_wrong(o) else None))
+    return res
 
 def plot_maps(
     learn:Learner, # A trained learner
     rows:pd.DataFrame, # Rows of `predictions`, such as `top_losses`
-    n:int=10, # Number of images at most
-    layer=None, # As for `GradCAM`: None is the last layer that gives a feature map
+    n:int=10, # Maximum number of images
+    layer=None, # As for `GradCAM`: None is the last layer with a feature map
     method='gradcam', # As for `GradCAM`
     reshape=None # As for `GradCAM`
 ) -> plt.Figure: # Five images in a row, the maps below each
-    "Images with their class activation maps: for the predicted class, and, where that is wrong, for the true one"
+    "Plot images with their class activation maps for the predicted class and, for mistakes, the true class"
     rows = rows[:n]
-    found = class_maps(learn, rows, layer, method, reshape)
+    found = class_maps(learn, rows, layer=layer, method=method, reshape=reshape)
     if not found: return plt.figure(figsize=(8,.4)).suptitle('no images', fontsize=10).figure
-    lines = 2+any(o[2] is not None for o in found)
+    lines = 2+any(o[2] is not None for o in found) # axes of an image, below each other
     blocks = math.ceil(len(found)/5)
     fig,axs = plt.subplots(lines*blocks, 5, figsize=(8,blocks*(1.4*lines+.5)), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for i,(pictures,o) in enumerate(zip(found, rows.itertuples())):
-        col = axs[i//5*lines:,i%5]
-        for ax,picture in zip(col, pictures):
+        column = axs[i//5*lines:,i%5]
+        for ax,picture in zip(column, pictures):
             if picture is not None: ax.imshow(picture)
-        col[0].set_title(prediction_caption(o), fontsize=9, parse_math=False)
-        if i%5==0:
-            for ax,label in zip(col[1:lines], ('predicted','true')): ax.text(-.06, .5, f'map for the\n{label} class', transform=ax.transAxes, ha='right', va='center', fontsize=9)
+        column[0].set_title(prediction_caption(o), fontsize=9, parse_math=False)
+        if i%5: continue
+        for ax,label in zip(column[1:lines], ('predicted','true')):
+            text = f'map for the\n{label} class'
+            ax.text(-.06, .5, text, transform=ax.transAxes, ha='right', va='center', fontsize=9)
     return fig
 
 # %% ../nbs/14_interpret.ipynb #db41e349
 def calibration_curve(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None, # Labelled images; None is the validation part
-    bins:int=15 # Number of bins of equal width over the confidence, 0 to 1; a bin holds its upper end
-) -> pd.DataFrame: # A row for each bin that holds images: its ends, number of images, their mean confidence and their accuracy
-    "Confidence and accuracy by bin of confidence"
+    dl=None, # Labelled images; None is the validation set
+    bins:int=15 # Number of bins of equal width over the confidence, 0 to 1; a bin includes its upper end
+) -> pd.DataFrame: # A row for each bin with images: low, high, images, mean confidence, accuracy
+    "Return confidence and accuracy by bin of confidence"
     df = _labelled('calibration_curve', learn, dl)
-    if not len(df): raise ValueError('calibration_curve: the table has no rows')
+    if not len(df): raise ValueError('calibration_curve: the table has no rows; pass the predictions of some images')
     i = np.clip(np.ceil(df.p_predicted.values*bins)-1, 0, bins-1).astype(int)
-    groups = pd.DataFrame(dict(confidence=df.p_predicted.values.astype(float), accuracy=(df.true==df.predicted).values)).groupby(i)
-    res = groups.mean()
-    for k,v in dict(images=groups.size(), high=(res.index+1)/bins, low=res.index/bins).items(): res.insert(0, k, v)
+    columns = dict(images=1, confidence=df.p_predicted.values.astype(float), accuracy=(df.true==df.predicted).values)
+    res = pd.DataFrame(columns).groupby(i).agg(dict(images='sum', confidence='mean', accuracy='mean'))
+    res.insert(0, 'low', res.index/bins)
+    res.insert(1, 'high', (res.index+1)/bins)
     return res.reset_index(drop=True)
+
+def _all_probs(df): return np.stack(df.probs).astype(float)
 
 def calibration(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None, # Labelled images; None is the validation part
+    dl=None, # Labelled images; None is the validation set
     bins:int=15 # As for `calibration_curve`
 ) -> pd.Series: # accuracy, confidence, ece, mce, brier, nll
-    "Accuracy, mean confidence, expected and maximum calibration error (Guo et al., 2017), Brier score (sum over classes, 0 to 2) and negative log-likelihood"
+    """Return accuracy, mean confidence, calibration errors, Brier score and negative log-likelihood
+
+    The calibration errors are the expected and the maximum one (Guo et al., 2017). The Brier score is the sum over the
+    classes, 0 to 2."""
     df = _labelled('calibration', learn, dl)
-    r = calibration_curve(df, bins=bins)
-    gap,share,p_true = (r.accuracy-r.confidence).abs(),r.images/r.images.sum(),df.p_true.values.astype(float)
-    return pd.Series(dict(accuracy=(r.accuracy*share).sum(), confidence=(r.confidence*share).sum(), ece=(gap*share).sum(), mce=gap.max(),
-                          brier=((np.stack(df.probs).astype(float)**2).sum(1)-2*p_true+1).mean(), nll=_nll(p_true).mean()))
+    curve = calibration_curve(df, bins=bins)
+    gap,weight = (curve.accuracy-curve.confidence).abs(),curve.images/len(df)
+    p_true = df.p_true.values.astype(float)
+    brier = (_all_probs(df)**2).sum(1)-2*p_true+1
+    return pd.Series(dict(accuracy=(curve.accuracy*weight).sum(), confidence=(curve.confidence*weight).sum(),
+                          ece=(gap*weight).sum(), mce=gap.max(), brier=brier.mean(), nll=_nll(p_true).mean()))
 
 # %% ../nbs/14_interpret.ipynb #e16e73f8
 def plot_calibration(
     learn, # A trained learner, its `predictions`, or a dict of several by name
-    dl=None, # Labelled images; None is the validation part
+    dl=None, # Labelled images; None is the validation set
     bins:int=15 # As for `calibration_curve`
-) -> plt.Figure: # For each, the accuracy by confidence, and below how many images have it
-    "Reliability diagram, with the expected calibration error and the negative log-likelihood as title"
-    tables = {k: _labelled('plot_calibration', o, dl) for k,o in (learn if isinstance(learn, dict) else {'': learn}).items()}
-    fig,axs = plt.subplots(2, len(tables), figsize=(max(5, 3.4*len(tables)+.6),4.7), height_ratios=(3,1), sharex=True, sharey='row', squeeze=False, layout='constrained')
-    for (nm,df),(top,below) in zip(tables.items(), axs.T):
-        r,c = calibration_curve(df, bins=bins),calibration(df, bins=bins)
-        kw = dict(x=r.low, width=1/bins, align='edge')
-        top.bar(height=r.accuracy, color=okabe_ito[4], edgecolor='white', label='accuracy', **kw)
-        top.bar(height=r.confidence-r.accuracy, bottom=r.accuracy, facecolor='none', edgecolor=okabe_ito[1], hatch='////', label='gap to the mean confidence', **kw)
+) -> plt.Figure: # Accuracy by confidence, and below the fraction of the images, side by side for several
+    "Plot a reliability diagram, titled with expected calibration error and negative log-likelihood"
+    named = learn if isinstance(learn, dict) else {'': learn}
+    tables = {k: _labelled('plot_calibration', o, dl) for k,o in named.items()}
+    width = max(5, 3.4*len(tables)+.6)
+    fig,axs = plt.subplots(2, len(tables), figsize=(width,4.7), height_ratios=(3,1), sharex=True, sharey='row',
+                           squeeze=False, layout='constrained')
+    for (name,df),(top,below) in zip(tables.items(), axs.T):
+        curve,c = calibration_curve(df, bins=bins),calibration(df, bins=bins)
+        kw = dict(x=curve.low, width=1/bins, align='edge')
+        top.bar(height=curve.accuracy, color=okabe_ito[4], edgecolor='white', label='accuracy', **kw)
+        top.bar(height=curve.confidence-curve.accuracy, bottom=curve.accuracy, facecolor='none', edgecolor=okabe_ito[1],
+                hatch='////', label='gap to the mean confidence', **kw)
         top.plot([0,1], [0,1], color='black', lw=1, ls='--', label='calibrated')
-        top.set_title(f'{nm}\n'*bool(nm)+f'ECE {c.ece:.3f}, NLL {c.nll:.3f}', fontsize=9, parse_math=False)
-        top.set(xlim=(0,1), ylim=(0,1)); below.set(xlabel='confidence', ylim=(0,1))
-        below.bar(height=r.images/r.images.sum(), color='grey', edgecolor='white', **kw)
-    axs[0,0].set_ylabel('accuracy'); axs[1,0].set_ylabel('share of\nimages')
-    fig.legend(*axs[0,0].get_legend_handles_labels(), fontsize=8, loc='outside lower center', ncols=3)
+        title = f'ECE {c.ece:.3f}, NLL {c.nll:.3f}'
+        top.set_title(f'{name}\n{title}' if name else title, fontsize=9, parse_math=False)
+        top.set(xlim=(0,1), ylim=(0,1))
+        below.bar(height=curve.images/len(df), color='grey', edgecolor='white', **kw)
+        below.set(xlabel='confidence', ylim=(0,1))
+    axs[0,0].set_ylabel('accuracy')
+    axs[1,0].set_ylabel('fraction of\nimages')
+    fig.legend(*axs[0,0].get_legend_handles_labels(), fontsize=9, loc='outside lower center', ncols=3)
     return fig
 
 # %% ../nbs/14_interpret.ipynb #fa324639
 def halves(
     learn:Learner, # A trained learner, or its `predictions`
-    dl=None, # Images; None is the validation part
-    seed:int=0 # The same seed gives the same halves
-) -> tuple: # Two tables without a row in common
-    "Split a table of predictions at random into two halves: one to fit something on, one to judge it by"
+    dl=None, # Images; None is the validation set
+    seed:int=0 # Seed of the split
+) -> tuple: # Two tables without a common row
+    "Split a table of predictions at random into two halves, to fit on one and evaluate on the other"
     df = predictions(learn, dl)
     i = np.random.default_rng(seed).permutation(len(df))
-    return tuple(df.iloc[np.sort(o)] for o in (i[::2],i[1::2]))
+    return df.iloc[np.sort(i[::2])],df.iloc[np.sort(i[1::2])]
 
-def _logs(df): return np.log(np.maximum(np.stack(df.probs).astype(float), np.finfo(np.float32).tiny))
+def image_key(
+    o # Item of a dataset: a file, or an image in memory
+): # Resolved path of a file, else the identity of the object
+    "Return a key by which two tables or loaders are compared for common images"
+    return os.path.realpath(o) if isinstance(o, (str,Path)) else id(o)
+
+def _common(a, b): return set(map(image_key, a)) & set(map(image_key, b))
 
 def fit_temperature(
     learn:Learner, # A trained learner, or its `predictions`
     dl=None # Labelled images held out of training, not those used for evaluation; None uses the validation set
-) -> float: # What to divide the logits by
-    "The temperature of the lowest negative log-likelihood (Guo et al., 2017)"
-    if isinstance(learn, Learner) and set(map(image_key, as_dl(learn, dl).dataset.items)) & set(map(image_key, learn.dls.train_ds.items)):
-        raise ValueError('fit_temperature: the network was trained on some of these images, and is surer of them than of new ones. Fit on held-out images')
+) -> float: # Divisor of the logits
+    "Return the temperature with the lowest negative log-likelihood (Guo et al., 2017)"
+    if isinstance(learn, Learner) and _common(as_dl(learn, dl).dataset.items, learn.dls.train_ds.items):
+        raise ValueError('fit_temperature: the network was trained on some of these images; fit on held-out images')
     df = _labelled('fit_temperature', learn, dl)
-    if not len(df): raise ValueError('fit_temperature: no rows to fit on')
-    if (df.true==df.predicted).all(): raise ValueError(f'fit_temperature: all of the {len(df):,} images are right, so that surer is always better. Fit on more images, with mistakes among them')
-    logs,lo,hi = _logs(df),1e-3,1e3
-    true = logs[np.arange(len(df)),df.true.cat.codes]
-    def slope(b): return ((softmax(b*logs, 1)*logs).sum(1)-true).mean() # of the convex negative log-likelihood, by the inverse of the temperature
-    if slope(lo)>=0: raise ValueError('fit_temperature: the probabilities are no better than chance on these images, and no temperature mends that')
+    if not len(df): raise ValueError('fit_temperature: the table has no rows; pass the predictions of some images')
+    if (df.true==df.predicted).all():
+        raise ValueError(f'fit_temperature: all of the {len(df):,} images are right, so higher confidence is always '
+                         'better; fit on more images, some of them misclassified')
+    logits,lo,hi = _log(_all_probs(df)),1e-3,1e3
+    true = logits[np.arange(len(df)),df.true.cat.codes]
+    def slope(b): # derivative of the negative log-likelihood, which is convex in the inverse temperature b
+        return ((softmax(b*logits, 1)*logits).sum(1)-true).mean()
+    if slope(lo)>=0:
+        raise ValueError('fit_temperature: the probabilities are no better than uniform ones on these images, '
+                         'so no temperature calibrates them')
     return 1/brentq(slope, lo, hi) if slope(hi)>0 else 1/hi
 
-def image_key(o): return os.path.realpath(o) if isinstance(o, (str,Path)) else id(o)
-
 def with_temperature(
-    learn:Learner, # A trained learner, or its `predictions`: what is to be judged
+    learn:Learner, # A trained learner, or its `predictions`, to evaluate
     held_out:pd.DataFrame, # `predictions` of other labelled images, to fit the temperature on
-    dl=None # Images to be judged; None is the validation part
+    dl=None # Images to evaluate; None is the validation set
 ) -> pd.DataFrame: # As `predictions`; the loss is the negative log-likelihood
-    "Predictions at the temperature fitted on `held_out`. Raises `ValueError` if the two have an image in common"
+    "Return predictions at the temperature fitted on `held_out`. Raise `ValueError` if the two have a common image"
     df = predictions(learn, dl)
-    if shared := set(map(image_key, df.file)) & set(map(image_key, held_out.file)):
-        raise ValueError(f'with_temperature: {len(shared):,} of the {len(df):,} images are among those to fit the temperature on. What it is judged by must be other images: see `halves`')
-    probs = softmax(_logs(df)/fit_temperature(held_out), 1) if len(df) else np.empty((0,len(df.predicted.cat.categories)))
-    return predictions_table(df.file, probs, df.predicted.cat.categories, df.true.cat.codes.values if 'true' in df else None, index=df.index)
+    if common := _common(df.file, held_out.file):
+        raise ValueError(f'with_temperature: the temperature would be fitted on {len(common):,} of the {len(df):,} '
+                         'images that it is evaluated on; split them with `halves`')
+    classes = df.predicted.cat.categories
+    probs = softmax(_log(_all_probs(df))/fit_temperature(held_out), 1) if len(df) else np.empty((0,len(classes)))
+    targs = df.true.cat.codes.values if 'true' in df else None
+    return predictions_table(df.file, probs, classes, targs, index=df.index)
 
 # %% ../nbs/14_interpret.ipynb #68978241
 def find_label_issues(
     learns, # Several trained learners, or their `predictions` of the same images
-    dl=None, # Labelled images; None is the validation part
-    p:float=.9 # Least probability that each of them gives the other class
-) -> pd.DataFrame: # Rows of `predictions`; `p_predicted` is the least of all, `p_true` the largest
-    "Images that all networks take, with confidence, for the same class and not for that of their label; the surest first"
+    dl=None, # Labelled images; None is the validation set
+    p:float=.9 # Minimum probability of the other class, for each of the networks
+) -> pd.DataFrame: # Rows of `predictions`; `p_predicted` is the minimum over the networks, `p_true` the maximum
+    "Return images for which all networks predict the same class, not the labelled one; most confident first"
     tables = [_labelled('find_label_issues', o, dl) for o in learns]
-    if len(tables)<2: raise ValueError('find_label_issues: give the predictions of at least two networks, trained from different seeds')
+    if len(tables)<2:
+        raise ValueError('find_label_issues: expected at least two networks, trained from different seeds')
+    first = tables[0]
     for i,o in enumerate(tables):
         for k in ('file','true'):
-            if list(o[k])!=list(tables[0][k]): raise ValueError(f'find_label_issues: table {i+1} is not of the same images as the first, with the same labels and in the same order (see its column {k!r})')
-    said = np.array([o.predicted for o in tables])
-    least,most = np.min([o.p_predicted for o in tables], 0),np.max([o.p_true for o in tables], 0)
-    df = tables[0][['file','true','predicted']].assign(p_predicted=least, p_true=most)
-    return misclassified(df[(said==said[0]).all(0)&(least>=p)])
+            if list(o[k])!=list(first[k]):
+                raise ValueError(f'find_label_issues: column {k!r} of table {i+1} differs from that of the first; pass '
+                                 'predictions of the same images with the same labels, in the same order')
+    predicted = np.array([o.predicted for o in tables])
+    p_predicted,p_true = np.min([o.p_predicted for o in tables], 0),np.max([o.p_true for o in tables], 0)
+    df = first[['file','true','predicted']].assign(p_predicted=p_predicted, p_true=p_true)
+    return misclassified(df[(predicted==predicted[0]).all(0)&(p_predicted>=p)])

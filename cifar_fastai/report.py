@@ -1,4 +1,4 @@
-"""One HTML page that explains a trained model, and its robustness to corrupted images
+"""Accuracy on corrupted images, and one HTML page that explains a trained model
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/report.html.md"""
 
@@ -6,10 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/report.html.md"""
 
 # %% ../nbs/19_report.ipynb #b8d1e3b4
 from __future__ import annotations
-import base64,html,io
+import base64,io
 from fastai.vision.all import *
-from torchvision.io import decode_jpeg,encode_jpeg
-from torchvision.transforms.functional import gaussian_blur
+from jinja2 import Environment,PackageLoader,StrictUndefined
+from torchvision.transforms.v2 import functional as TF
 from .core import *
 from .data import *
 from .models import n_params
@@ -23,294 +23,285 @@ __all__ = ['corruptions', 'add_noise', 'blur', 'scale_contrast', 'add_brightness
 
 # %% ../nbs/19_report.ipynb #371f66f1
 def _level(severity, levels):
-    if severity not in range(1, len(levels)+1): raise ValueError(f'severity={severity!r}: expected a whole number from 1 to {len(levels)}')
+    "Return the parameter of a severity"
+    if severity not in range(1, len(levels)+1):
+        raise ValueError(f'severity={severity!r}: expected an integer from 1 to {len(levels)}')
     return levels[severity-1]
 
 def add_noise(
-    x:Tensor, # Images of 0..1, [N, C, H, W]
+    x:Tensor, # Images [N, C, H, W] in 0..1
     severity:int=3, # 1 to 5
-    g=None # `torch.Generator` on the CPU; None is torch's own. The same state gives the same noise on every device, scaled by severity
+    g=None # `torch.Generator` on the CPU, so that all devices get the same noise; None uses the global one
 ) -> Tensor: # Of the same shape
-    "Gaussian noise, drawn for each value"
-    return (x+_level(severity, (.02,.04,.06,.08,.12))*torch.randn(x.shape, generator=g).to(x.device)).clamp(0,1)
+    "Add Gaussian noise. For the same generator state, only its scale depends on the severity"
+    noise = torch.randn(x.shape, generator=g).to(x.device)
+    return (x + _level(severity, (.02,.04,.06,.08,.12))*noise).clamp(0, 1)
 
 def blur(
-    x:Tensor, # Images of 0..1, [N, C, H, W]
+    x:Tensor, # Images [N, C, H, W] in 0..1
     severity:int=3, # 1 to 5
-    g=None # Not used
+    g=None # Unused
 ) -> Tensor: # Of the same shape
-    "Gaussian blur, the border reflected"
+    "Apply a Gaussian blur; the border is reflected"
     sigma = _level(severity, (.4,.6,.8,1.,1.5))*min(x.shape[-2:])/32
-    return gaussian_blur(x, 2*math.ceil(3*sigma)+1, sigma)
+    return TF.gaussian_blur(x, 2*math.ceil(3*sigma)+1, sigma)
 
 def scale_contrast(
-    x:Tensor, # Images of 0..1, [N, C, H, W]
+    x:Tensor, # Images [N, C, H, W] in 0..1
     severity:int=3, # 1 to 5
-    g=None # Not used
+    g=None # Unused
 ) -> Tensor: # Of the same shape
-    "Less contrast: each value nearer to the mean of its image and channel"
-    mean = x.mean((2,3), keepdim=True)
-    return mean+_level(severity, (.7,.5,.35,.2,.1))*(x-mean)
+    "Reduce the contrast: move each value towards the mean of its image and channel"
+    return torch.lerp(x.mean((2,3), keepdim=True), x, _level(severity, (.7,.5,.35,.2,.1)))
 
 def add_brightness(
-    x:Tensor, # Images of 0..1, [N, C, H, W]
+    x:Tensor, # Images [N, C, H, W] in 0..1
     severity:int=3, # 1 to 5
-    g=None # Not used
+    g=None # Unused
 ) -> Tensor: # Of the same shape
-    "Lighter: the same added to each value"
-    return (x+_level(severity, (.1,.2,.3,.4,.5))).clamp(0,1)
+    "Add a constant to each value"
+    return (x + _level(severity, (.1,.2,.3,.4,.5))).clamp(0, 1)
 
 def compress_jpeg(
-    x:Tensor, # Images of 0..1, [N, C, H, W] with 1 or 3 channels
+    x:Tensor, # Images [N, C, H, W] in 0..1, with 1 or 3 channels
     severity:int=3, # 1 to 5
-    g=None # Not used
+    g=None # Unused
 ) -> Tensor: # Of the same shape
-    "As JPEG and back"
-    pixels = (x.detach()*255).round().to(torch.uint8).cpu()
-    return torch.stack([decode_jpeg(o) for o in encode_jpeg(list(pixels), _level(severity, (80,60,40,25,15)))]).to(x)/255
+    "Encode as JPEG and decode"
+    pixels = (x.detach()*255).round().byte().cpu()
+    return TF.jpeg(pixels, _level(severity, (80,60,40,25,15))).to(x)/255
 
 def pixelate(
-    x:Tensor, # Images of 0..1, [N, C, H, W]
+    x:Tensor, # Images [N, C, H, W] in 0..1
     severity:int=3, # 1 to 5
-    g=None # Not used
+    g=None # Unused
 ) -> Tensor: # Of the same shape
-    "Square blocks of their mean colour; at the right and the lower border they may be cut off"
+    "Replace square blocks by their mean colour; those at the right and lower border may be cut off"
     h,w = x.shape[-2:]
-    side = max(1, round(_level(severity, (2,3,4,5,6))*min(h,w)/32))
-    return F.avg_pool2d(x, side, ceil_mode=True).repeat_interleave(side, 2).repeat_interleave(side, 3)[...,:h,:w]
+    side = max(1, round(_level(severity, (2,3,4,5,6))*min(h, w)/32))
+    return F.interpolate(F.avg_pool2d(x, side, ceil_mode=True), scale_factor=side)[...,:h,:w]
 
 def occlude(
-    x:Tensor, # Images of 0..1, [N, C, H, W]
+    x:Tensor, # Images [N, C, H, W] in 0..1
     severity:int=3, # 1 to 5
-    g=None # As for `add_noise`; a square of a higher severity covers those of the lower ones
+    g=None # As for `add_noise`; squares of higher severity cover those of lower severity
 ) -> Tensor: # Of the same shape
-    "A grey square at a random place, wholly inside the image"
-    share,inside = _level(severity, (.25,.375,.5,.625,.75)),[]
-    for u,n in zip(torch.rand(len(x), 2, generator=g).to(x.device).T, x.shape[-2:]):
-        side = round(share*n)
-        i = torch.arange(n, device=x.device)-(u*(n-side+1)).floor()[:,None]
-        inside.append((i>=0)&(i<side))
-    return torch.where(inside[0][:,None,:,None]&inside[1][:,None,None,:], torch.full_like(x, .5), x)
+    "Cover a grey rectangle at a random position, entirely inside the image"
+    share = _level(severity, (.25,.375,.5,.625,.75))
+    h,w = x.shape[-2:]
+    dh,dw = round(share*h),round(share*w)
+    res = x.clone()
+    for i,(u,v) in enumerate(torch.rand(len(x), 2, generator=g).tolist()):
+        top,left = int(u*(h-dh+1)),int(v*(w-dw+1))
+        res[i,:,top:top+dh,left:left+dw] = .5
+    return res
 
-corruptions = dict(noise=add_noise, blur=blur, contrast=scale_contrast, brightness=add_brightness, jpeg=compress_jpeg, pixelation=pixelate, occlusion=occlude)
+corruptions = dict(noise=add_noise, blur=blur, contrast=scale_contrast, brightness=add_brightness,
+                   jpeg=compress_jpeg, pixelation=pixelate, occlusion=occlude)
 
 # %% ../nbs/19_report.ipynb #03f302fd
 class _Corrupt(Transform):
-    order = 98 # the pixels are 0..1, and `Normalize` comes next
+    "Corrupt a batch of images in 0..1"
+    order = 98 # just before `Normalize`
     def __init__(self, f, severity, seed):
         store_attr()
         self.start_epoch(0)
 
-    def start_epoch(self, epoch, n_images=None): self.g = torch.Generator().manual_seed(self.seed) # whenever it is gone through
-    def encodes(self, x:TensorImage): return TensorImage(self.f(x.as_subclass(Tensor), self.severity, self.g).clamp(0,1))
+    def start_epoch(self, epoch, n_images=None): # called for each pass over the loader
+        self.g = torch.Generator().manual_seed(self.seed)
+
+    def encodes(self, x:TensorImage):
+        return TensorImage(self.f(x.as_subclass(Tensor), self.severity, self.g).clamp(0, 1))
 
 def corrupt_dl(
-    dl, # A loader, as of `image_dls`
-    kind, # Name in `corruptions`, or a function of images, severity and generator as they are
+    dl, # Loader, such as those of `image_dls`
+    kind, # Name in `corruptions`, or a function of images, severity and generator
     severity:int=3, # 1 to 5
-    seed:int=0 # The same seed gives the same images
-): # A loader of the same images, corrupted
-    "A loader whose images are corrupted batch by batch"
+    seed:int=0 # Seed of noise and positions; the same seed gives the same images
+) -> TfmdDL: # In the order of the files
+    "Return a loader of the same images, corrupted batch by batch"
     f = kind if callable(kind) else look_up('corruption', kind, corruptions)
-    return dl.new(shuffle=False, drop_last=False, after_batch=Pipeline([*dl.after_batch.fs,_Corrupt(f, severity, seed)]))
+    after_batch = Pipeline([*dl.after_batch.fs,_Corrupt(f, severity, seed)])
+    return dl.new(shuffle=False, drop_last=False, after_batch=after_batch)
 
 # %% ../nbs/19_report.ipynb #38586039
-def _learner(who, learn):
-    if not isinstance(learn, Learner): raise ValueError(f'{who}: takes a learner, since it asks the network anew; this is a {type(learn).__name__}')
+def _check_learner(func, learn):
+    "Raise `ValueError` unless `learn` is a `Learner`"
+    if not isinstance(learn, Learner):
+        raise ValueError(f'{func}: expected a learner, which can predict further images; got {type(learn).__name__}')
 
 def robustness(
-    learn:Learner, # A trained learner; a table that this function gave comes back as it is
-    dl=None, # Labelled images: a loader or a folder; None is the validation part
-    kinds=None, # A name in `corruptions`, or several; None takes all
-    n:int|None=None, # Number of images, spread evenly over `dl`; None takes all
-    seed:int=0 # Of noise and places
+    learn:Learner, # A trained learner; a table returned by `robustness` is returned unchanged
+    dl=None, # Labelled images: a loader or a folder; None is the validation set
+    kinds=None, # One or several names in `corruptions`; None is all of them
+    n:int|None=None, # Number of images, evenly spaced over `dl`; None is all of them
+    seed:int=0 # Seed of noise and positions
 ) -> pd.DataFrame: # A row for each corruption, a column for each severity; column 0 is the accuracy on clean images
-    "Accuracy on corrupted images (after Hendrycks and Dietterich, 2019)"
+    "Return the accuracy on corrupted images (after Hendrycks and Dietterich, 2019)"
     if isinstance(learn, pd.DataFrame): return learn
-    _learner('robustness', learn)
-    dl,kinds = as_dl(learn, dl),[kinds] if isinstance(kinds, str) else list(kinds or corruptions)
+    _check_learner('robustness', learn)
+    dl = as_dl(learn, dl)
+    kinds = [kinds] if isinstance(kinds, str) else list(kinds or corruptions)
     for k in kinds: look_up('corruption', k, corruptions)
-    if not has_labels(dl): raise ValueError('robustness: these images have no labels, so there is no accuracy')
+    if not has_labels(dl): raise ValueError('robustness: these images have no labels, so their accuracy is undefined')
     items = dl.dataset.items
-    if n and n<len(items): dl = learn.dls.test_dl([items[i] for i in np.linspace(0, len(items)-1, n).round().astype(int)], with_labels=True)
-    def acc(dl):
+    if n and n<len(items):
+        evenly = np.linspace(0, len(items)-1, n).round().astype(int)
+        dl = learn.dls.test_dl([items[i] for i in evenly], with_labels=True)
+    def accuracy_on(dl):
         df = predictions(learn, dl)
         return (df.true==df.predicted).mean()
-    todo = [(k,s) for k in kinds for s in range(1,6)]
-    res = pd.DataFrame(index=kinds, columns=range(6), dtype=float).rename_axis('corruption').rename_axis('severity', axis=1)
-    bar = progress_bar(todo) if hasattr(learn, 'progress') else todo
+    index,columns = pd.Index(kinds, name='corruption'),pd.Index(range(6), name='severity')
+    res = pd.DataFrame(index=index, columns=columns, dtype=float)
+    steps = [(k,s) for k in kinds for s in range(1, 6)]
+    bar = progress_bar(steps) if hasattr(learn, 'progress') else steps
     with learn.no_bar():
-        res[0] = acc(dl)
-        for k,s in bar: res.loc[k,s] = acc(corrupt_dl(dl, k, s, seed))
+        res[0] = accuracy_on(dl)
+        for k,s in bar: res.loc[k,s] = accuracy_on(corrupt_dl(dl, k, s, seed))
     return res
 
 def plot_robustness(
-    learn, # A trained learner, or its table of `robustness`
+    learn, # A trained learner, or the table returned by `robustness`
     **kwargs # Further arguments of `robustness`
-) -> plt.Figure: # A line for each corruption
-    "Accuracy by severity of each corruption, with that on clean images as a line"
+) -> plt.Figure: # A line for each corruption, a dashed one for clean images
+    "Plot the accuracy by severity of each corruption"
     df = robustness(learn, **kwargs)
     fig,ax = plt.subplots(figsize=(7,3.8), layout='constrained')
     ax.axhline(df[0].iloc[0], color='black', ls='--', lw=1, label='clean')
-    for i,(k,row) in enumerate(df.drop(columns=0).iterrows()): ax.plot(row.index, row, color=okabe_ito[i%len(okabe_ito)], marker='osD^vPX'[i%7], markersize=5, label=k)
+    for i,(k,row) in enumerate(df.drop(columns=0).iterrows()):
+        color,marker = okabe_ito[i%len(okabe_ito)],'osD^vPX'[i%7]
+        ax.plot(row.index, row, color=color, marker=marker, markersize=5, label=k)
     ax.set(xlabel='severity', ylabel='accuracy', xticks=df.columns[1:], ylim=(0,1.02))
     fig.legend(loc='outside right center', fontsize=9)
     return fig
 
 # %% ../nbs/19_report.ipynb #ef10fd18
-_page = '''<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --paper: #fff; --ink: #1d1d1f; --soft: #5c5c63; --line: #d5d5da }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --paper: #000; --ink: #ececf0; --soft: #a9a9b2; --line: #3a3a40 }}
-  .chart {{ filter: invert(1) hue-rotate(180deg) }}
-}}
-body {{ margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }}
-h1 {{ font-size: 1.6rem; line-height: 1.2 }}
-h2 {{ font-size: 1.2rem; margin: 2.5rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem }}
-p {{ max-width: 42rem }}
-.scroll {{ overflow-x: auto }}
-.chart {{ display: block; max-width: 100%; height: auto }}
-table {{ border-collapse: collapse; margin: .5rem 0; font-size: .9rem; overflow-wrap: normal }}
-caption {{ text-align: left; color: var(--soft); padding-bottom: .3rem; max-width: 85vw }}
-th, td {{ padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums }}
-th:first-child {{ text-align: left }}
-td.text {{ text-align: left }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--width), 1fr)); gap: .8rem }}
-dl {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem }}
-dt {{ color: var(--soft); font-size: .85rem }}
-dd {{ margin: 0; font-size: 1.2rem; font-variant-numeric: tabular-nums }}
-figure {{ margin: 0 }}
-figure div {{ display: grid; grid-template-columns: repeat(var(--pictures), minmax(0, 10rem)); gap: 2px; align-items: start }}
-figure img {{ width: 100%; height: auto; image-rendering: pixelated }}
-figcaption {{ font-size: .85rem; line-height: 1.3; color: var(--soft) }}
-@media (max-width: 30rem) {{ th, td {{ padding: .2rem .35rem }} table {{ font-size: .8rem }} }}
-</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-'''
-
-def data_uri(save):
-    "What `save` writes into a file, a PNG, as an address that holds it"
+def data_uri(
+    save # Function that writes an image to a file, such as `image.save` or `fig.savefig`
+) -> str: # 'data:image/png;base64,...', the `src` of an `<img>`
+    "Return a PNG as a data URI"
     buf = io.BytesIO()
     save(buf, format='png')
     return 'data:image/png;base64,'+base64.b64encode(buf.getvalue()).decode()
 
-def _esc(o): return html.escape(str(o))
-def _name(file, i): return Path(file).name if isinstance(file, (str,Path)) else f'image {i}'
-def _p(text): return f'<p>{_esc(text)}</p>'
-def _number(v): return '' if pd.isna(v) else f'{v:,}' if isinstance(v, (int,np.integer)) else f'{v:.3f}'
-def _scroll(label, inside): return f'<div class="scroll" tabindex="0" role="group" aria-label="{_esc(label)}">{inside}</div>'
+def _number(v):
+    "Format a value of a table; missing values are empty"
+    if isinstance(v, str): return v
+    if pd.isna(v): return ''
+    return f'{v:,}' if isinstance(v, (int,np.integer)) else f'{v:.3f}'
 
-def _thumbnail(file):
-    "Read an image at the size of its picture on the page"
-    im = Image.fromarray(read_image(file))
-    im.thumbnail((160,160))
-    return np.asarray(im)
+def _file_name(o):
+    "Return the file name of a row of `predictions`"
+    return Path(o.file).name if isinstance(o.file, (str,Path)) else f'image {o.Index}'
 
-def _picture(a, alt):
-    im = Image.fromarray(a)
-    im.thumbnail((160,160))
-    return f'<img src="{data_uri(im.save)}" alt="{_esc(alt)}" width="{im.width}" height="{im.height}">'
+def _picture(pixels, alt):
+    "Return pixels [H, W, 3] as an image for the template, at most 160 pixels wide and high"
+    image = Image.fromarray(pixels)
+    image.thumbnail((160,160))
+    return dict(src=data_uri(image.save), alt=alt, width=image.width, height=image.height)
 
-def _chart(fig, alt):
-    src,(w,h) = data_uri(partial(fig.savefig, dpi=120, transparent=True)),fig.get_size_inches()*96
+def _figure(o, pictures):
+    "Return a row of `predictions` with its pictures, pairs of pixels and alternative text, for the template"
+    return dict(pictures=[_picture(*p) for p in pictures], caption=prediction_caption(o), file=_file_name(o))
+
+def _chart(fig):
+    "Return a matplotlib figure as an image for the template, and close it"
+    width,height = fig.get_size_inches()*96
+    src = data_uri(partial(fig.savefig, dpi=120, transparent=True))
     plt.close(fig)
-    return _scroll(alt, f'<img class="chart" src="{src}" alt="{_esc(alt)}" width="{w:.0f}" height="{h:.0f}" style="min-width: {.7*w:.0f}px">') # a phone scrolls
+    return dict(src=src, width=round(width), height=round(height))
 
-def _html_table(df, caption):
-    "A table with its index as heads of the rows; texts to the left, numbers to the right"
-    head = ''.join(f'<th scope="col">{_esc(o)}</th>' for o in (df.index.name,*df.columns))
-    def cell(v): return f'<td class="text">{_esc(v)}</td>' if isinstance(v, str) else f'<td>{_number(v)}</td>'
-    rows = '\n'.join(f'<tr><th scope="row">{_esc(i)}</th>{"".join(map(cell, row))}</tr>' for i,row in zip(df.index, zip(*(df[c] for c in df))))
-    return _scroll(caption, f'<table><caption>{_esc(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>')
+def _mistakes(df, n):
+    "Return misclassified images, confusion matrix, most confused pairs and scores of each class"
+    wrong = misclassified(df)
+    figures = [_figure(o, [(read_image(o.file),f'{o.true}, taken for {o.predicted}')]) for o in wrong[:n].itertuples()]
+    pairs = most_confused(df)[:10].astype(dict(true=str, predicted=str))
+    return dict(n=len(wrong), figures=figures, confusion=_chart(plot_confusion(df)),
+                pairs=pairs.set_index('true').rename_axis('true class'), classes=per_class(df))
 
-def _figures(pictures, rows, width):
-    "A figure for each row: its pictures, each with its alternative text, what the row says, and its file"
-    figures = '\n'.join(f'<figure><div>{"".join(_picture(*p) for p in ps)}</div><figcaption>{_esc(prediction_caption(o))}<br>{_esc(_name(o.file, o.Index))}</figcaption></figure>' for ps,o in zip(pictures, rows.itertuples()))
-    return f'<div class="grid" style="--width: {width}rem; --pictures: {max(map(len, pictures), default=1)}">\n{figures}\n</div>'
-
-def _mistakes_part(df, n):
-    wrong,pairs = misclassified(df),most_confused(df)
-    pictures = [[(_thumbnail(o.file), f'{o.true}, taken for {o.predicted}')] for o in wrong[:n].itertuples()]
-    yield '<h2>Misclassified images</h2>'
-    if not len(wrong): yield _p('No image is misclassified.')
-    else: yield _p(f'The surest {len(pictures)} of {len(wrong):,}: true class, predicted class, and the probability of the latter.')+_figures(pictures, wrong[:n], 7)
-    yield '<h2>Which class for which</h2>'+_chart(plot_confusion(df), 'Confusion matrix: the share of each true class, a row, that is taken for each class, a column')
-    if len(pairs): yield _html_table(pairs[:10].astype(dict(true=str, predicted=str)).set_index('true').rename_axis('true class'), 'Most confused pairs of classes')
-    else: yield _p('No two classes are confused.')
-    yield '<h2>Class by class</h2>'+_html_table(per_class(df), 'Precision, recall, F1 and number of images; a field is empty where there is nothing to divide by')
-
-def _maps_part(learn, rows):
-    yield '<h2>Where it looks</h2>'
+def _maps(learn, rows):
+    "Return class activation maps of rows of `predictions`, or why there are none"
     try: found = class_maps(learn, rows)
-    except ValueError as e: yield _p(f'No maps: {e}')
-    else:
-        pictures = [[(p, f'{a} of {_name(o.file, o.Index)}') for p,a in zip(ps, ('image',f'map for {o.predicted}',f'map for {getattr(o, "true", "")}')) if p is not None] for ps,o in zip(found, rows.itertuples())]
-        yield _p(f'Beside each image: what speaks for the predicted class{", and, where that is wrong, what speaks for the true one" if "true" in rows else ""}. Yellow counts most; a map without any is 0 everywhere.')+_figures(pictures, rows, 13)
+    except ValueError as e: return dict(error=e)
+    figures = []
+    for pictures,o in zip(found, rows.itertuples()):
+        titles = ('image',f'map for {o.predicted}',f'map for {getattr(o, "true", "")}')
+        figures.append(_figure(o, [(p,f'{t} of {_file_name(o)}') for p,t in zip(pictures, titles) if p is not None]))
+    return dict(error=None, figures=figures)
 
-def _calibration_part(df, seed):
-    yield '<h2>How far its probabilities can be trusted</h2>'
-    fit_on,judged = halves(df, seed=seed)
+def _calibration(df, seed):
+    "Return calibration on one half of `df` before and after temperature scaling on the other half"
+    fit_on,test = halves(df, seed=seed)
+    error = None
     try:
-        tables = {'as trained': judged, f'at temperature {fit_temperature(fit_on):.2f}': with_temperature(judged, fit_on)}
-        text = f'The temperature was fitted on one half of the images, {len(fit_on):,} of them; both are judged on the other half, {len(judged):,}.'
-        rows = pd.DataFrame({k: calibration(o) for k,o in tables.items()}).T
-    except ValueError as e: tables,text,rows = df,f'No temperature was fitted. {e}',pd.DataFrame({'as trained': calibration(df)}).T
-    yield _p(text)+_chart(plot_calibration(tables), 'Reliability diagram: accuracy by confidence, and below the share of the images by confidence')
-    yield _html_table(rows.rename(columns=dict(ece='ECE', mce='MCE', brier='Brier', nll='NLL')).rename_axis('probabilities'), 'ECE and MCE: expected and maximum calibration error. NLL: negative log-likelihood')
+        tables = {'as trained': test, f'at temperature {fit_temperature(fit_on):.2f}': with_temperature(test, fit_on)}
+        scores = {k: calibration(o) for k,o in tables.items()}
+    except ValueError as e:
+        error,tables = e,{'as trained': df}
+        scores = {'as trained': calibration(df)}
+    scores = pd.DataFrame(scores).T.rename_axis('probabilities')
+    return dict(error=error, n_fit=len(fit_on), n_test=len(test), diagram=_chart(plot_calibration(tables)),
+                scores=scores.rename(columns=dict(ece='ECE', mce='MCE', brier='Brier', nll='NLL')))
 
-def _robustness_part(learn, dl, n, seed):
+def _robustness(learn, dl, n, seed):
+    "Return the accuracy on corrupted images and its standard error"
     n = min(n, len(dl.dataset))
     df = robustness(learn, dl, n=n, seed=seed)
     acc = df[0].iloc[0]
-    yield '<h2>Robustness</h2>'+_p(f'Accuracy on {n:,} of the images, corrupted at five severities. Its standard error, from so many images, is {(acc*(1-acc)/n)**.5:.3f}.')
-    yield _chart(plot_robustness(df), 'Accuracy by severity of each corruption')+_html_table(df.rename(columns={0:'clean'}), 'Accuracy by severity, 1 to 5')
+    return dict(n=n, error=(acc*(1-acc)/n)**.5, lines=_chart(plot_robustness(df)), table=df.rename(columns={0:'clean'}))
 
-def _images_part(df):
+def _predicted(df):
+    "Return the number of images by predicted class, and the first 200 predictions"
     rows = df[:200]
-    names = pd.Index([_name(o, i) for i,o in rows.file.items()], name='file')
-    yield '<h2>Which classes it sees</h2>'+_html_table(df.predicted.value_counts(sort=False).to_frame('images').rename_axis('class'), 'Images by predicted class')
-    yield '<h2>Image by image</h2>'+_html_table(pd.DataFrame(dict(predicted=rows.predicted.astype(str).values, probability=rows.p_predicted.values), names), f'{len(rows):,} of {len(df):,} images')
+    names = pd.Index(map(_file_name, rows.itertuples()), name='file')
+    counts = df.predicted.value_counts(sort=False).to_frame('images').rename_axis('class')
+    return dict(counts=counts, rows=pd.DataFrame(dict(predicted=rows.predicted.astype(str).values,
+                                                      probability=rows.p_predicted.values), names))
 
+def _render(**context):
+    "Return the HTML of the template"
+    env = Environment(loader=PackageLoader('cifar_fastai'), autoescape=True, undefined=StrictUndefined,
+                      trim_blocks=True, lstrip_blocks=True)
+    env.filters['number'] = _number
+    return env.get_template('report.html').render(context)
+
+# %% ../nbs/19_report.ipynb #476e78be
 def explain_page(
     learn:Learner, # A trained learner
-    path, # File to write, such as 'explain.html'; its folder is made
-    dl=None, # Images: a loader, or a folder as for `folder_dl`; None is the validation part
-    history:pd.DataFrame|None=None, # Epochs of the training, as `History.frame` gives them; None leaves the curves out
+    path, # File to write, such as 'explain.html'; missing folders are created
+    dl=None, # Images: a loader, or a folder as for `folder_dl`; None is the validation set
+    history:pd.DataFrame|None=None, # Epochs of the training, from `History.frame`; None omits the curves
     title:str='What the network does', # Heading
-    table:pd.DataFrame|None=None, # `predictions` of these images, where they were made before
-    n:int=12, # Images in each gallery, at most
-    n_robust:int=500, # Images for the robustness, spread evenly over all; 0 leaves it out
-    seed:int=0, # Of halves, noise and places
-    about:str='' # Further text below the heading, such as the network and the images
+    table:pd.DataFrame|None=None, # `predictions` of these images, if available; None computes them
+    n:int=12, # Maximum number of images in each gallery
+    n_robust:int=500, # Number of images for the robustness, evenly spaced over all; 0 omits it
+    seed:int=0, # Seed of halves, noise and positions
+    about:str='' # Text below the heading, such as a description of network and images
 ) -> Path: # The file
-    "Write one HTML file that needs nothing else: numbers, curves, mistakes, class activation maps, calibration, robustness"
-    _learner('explain_page', learn)
+    "Write a self-contained HTML report: scores, curves, mistakes, class activation maps, calibration, robustness"
+    _check_learner('explain_page', learn)
     dl,path = as_dl(learn, dl),Path(path).expanduser()
     df = predictions(learn, dl) if table is None else table
-    if list(map(image_key, df.file))!=list(map(image_key, dl.dataset.items)): raise ValueError('explain_page: the table of predictions is not of the same images as dl')
-    labels,numbers = 'true' in df,{'images': len(df), 'classes': len(df.predicted.cat.categories), 'parameters': n_params(learn.model), 'mean confidence': df.p_predicted.mean()}
-    if labels:
-        c = calibration(df)
-        numbers.update({'accuracy': c.accuracy, 'misclassified': len(misclassified(df)), 'expected calibration error': c.ece, 'negative log-likelihood': c.nll, 'Brier score': c.brier})
-    parts = [f'<h1>{_esc(title)}</h1>\n'+_p(about)*bool(about)+'<dl>'+''.join(f'<div><dt>{k}</dt><dd>{_number(v)}</dd></div>' for k,v in numbers.items())+'</dl>']
-    if not labels: parts.append(_p('These images have no labels: the page says what the network takes them for, and not whether it is right.'))
+    if list(map(image_key, df.file))!=list(map(image_key, dl.dataset.items)):
+        raise ValueError('explain_page: `table` is not of the images of `dl`; pass their predictions in the same order')
+    numbers = {'images': len(df), 'classes': len(df.predicted.cat.categories),
+               'parameters': n_params(learn.model), 'mean confidence': df.p_predicted.mean()}
+    training = mistakes = scores = robust = predicted = None
     if history is not None and len(history):
         fig = plot_history({'': history}, plt.figure(figsize=(11,3.2), layout='constrained'))
-        parts.append('<h2>Training</h2>'+_chart(fig, f'Learning rate, loss and accuracy over {len(history)} epochs; validation solid, training dashed'))
-    if labels: parts += [*_mistakes_part(df, n),*_maps_part(learn, top_losses(df)[:n]),*_calibration_part(df, seed),*(_robustness_part(learn, dl, n_robust, seed) if n_robust else ())]
-    else: parts += [*_maps_part(learn, df.iloc[np.unique(np.linspace(0, len(df)-1, n).round().astype(int))]),*_images_part(df)]
+        training = dict(epochs=len(history), curves=_chart(fig))
+    has_true = 'true' in df
+    if has_true:
+        c = calibration(df)
+        numbers.update({'accuracy': c.accuracy, 'misclassified': len(misclassified(df)),
+                        'expected calibration error': c.ece, 'negative log-likelihood': c.nll, 'Brier score': c.brier})
+        mistakes,maps,scores = _mistakes(df, n),_maps(learn, top_losses(df)[:n]),_calibration(df, seed)
+        if n_robust: robust = _robustness(learn, dl, n_robust, seed)
+    else:
+        evenly = np.unique(np.linspace(0, len(df)-1, n).round().astype(int))
+        maps,predicted = _maps(learn, df.iloc[evenly]),_predicted(df)
+    html = _render(title=title, about=about, numbers=numbers, has_labels=has_true, training=training, mistakes=mistakes,
+                   maps=maps, calibration=scores, robustness=robust, predicted=predicted)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page.format(title=_esc(title), body='\n'.join(parts)), encoding='utf-8', errors='replace')
+    path.write_text(html, encoding='utf-8', errors='replace') # file names may not be valid Unicode
     return path
