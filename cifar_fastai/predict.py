@@ -42,11 +42,12 @@ class Predictor:
     ):
         "Raise `PredictError` if the file is missing, is not ONNX, or has no class names"
         try: import onnxruntime as ort
-        except ImportError: raise ImportError("Predictor needs the package onnxruntime of the extra export. "
-                                              "In a clone of the library: pip install -e '.[export]'") from None
+        except ImportError:
+            raise ImportError("Predictor needs the package onnxruntime of the extra export. "
+                              "In a clone of the library: pip install -e '.[export]'") from None
         path = Path(path).expanduser()
         self.path = path/'model.onnx' if path.is_dir() else path
-        if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. `to_onnx` or cifar_export writes one')
+        if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. Write one by `to_onnx`')
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads: options.intra_op_num_threads = threads
@@ -54,7 +55,7 @@ class Predictor:
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as e: raise PredictError(f'{path}: not a readable ONNX file ({type(e).__name__})') from None
         metadata = self.session.get_modelmeta().custom_metadata_map
-        if 'classes' not in metadata: raise PredictError(f'{path}: it has no class names. Export the model by `to_onnx`')
+        if 'classes' not in metadata: raise PredictError(f'{path}: no class names in it. Write it by `to_onnx`')
         self.classes,self.size,self.name = json.loads(metadata['classes']),int(metadata['size']),metadata.get('name','')
         self.logits = metadata.get('output')=='logits'
         self.mb = self.path.stat().st_size/1e6
@@ -87,7 +88,8 @@ class Predictor:
     ) -> np.ndarray: # Probabilities [N, n_classes]; [n_classes] for a single image
         "Return class probabilities. Raise `PredictError`, before the first prediction, if an image cannot be decoded"
         is_array = isinstance(images, np.ndarray)
-        single = is_array and images.ndim<4 or isinstance(images, (str,Path,bytes,Image.Image)) or hasattr(images, 'read')
+        is_file = isinstance(images, (str,Path,bytes)) or hasattr(images, 'read')
+        single = is_file or isinstance(images, Image.Image) or is_array and images.ndim<4
         decoded = is_array and images.dtype==np.uint8 and images.ndim==4 and images.shape[-1]==3
         arrays = images if decoded else [self.read(o) for o in ([images] if single else images)]
         run = self._run_tta if tta else self._run
