@@ -1,4 +1,4 @@
-"""A trained network in a folder that loads without running anything, as one ONNX file, and back again
+"""Save a trained model in a folder that loads without executing code, and export it to ONNX
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/export.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/export.html.md"""
 
 # %% ../nbs/21_export.ipynb #4a5e20f2
 from __future__ import annotations
-import contextlib,hashlib,importlib,io,json,logging,time,warnings
+import contextlib,hashlib,importlib,io,jinja2,json,logging,time,warnings
 import safetensors.torch
 from functools import wraps
 from fastai.vision.all import *
@@ -25,176 +25,227 @@ __all__ = ['export_formats', 'model_card', 'check_model_folder', 'save_model', '
            'quantise_onnx', 'compare_predictors']
 
 # %% ../nbs/21_export.ipynb #36381fb1
-def _input(o):
-    "What a learner or a loaded model takes: classes, mean, std, size"
-    takes = getattr(o, 'info', None) if not isinstance(o, Learner) else model_input(o.dls)
-    if takes is None: raise ValueError('the images of this learner are not normalised, or have no classes, so that it is not known what its model takes. Make them by image_dls' if isinstance(o, Learner) else f'expected a learner or a model that load_model gave, not {type(o).__name__}')
-    return takes
-
-def _learned(learn, recipe):
-    "What is known of a learner"
-    r = recipe or getattr(learn, 'recipe', None)
-    if r is None: raise ValueError("save_model: the learner does not say which architecture it has. Make it by Recipe.learner, or tell: recipe=Recipe('mine', model='resnet18')")
-    rows = learn.history.rows if hasattr(learn, 'history') else []
-    return dict(name=r.name, model=r.model, model_args=r.model_args, **_input(learn), data=Path(learn.dls.path).name, recipe=r.to_dict(), results=_last(rows[-1:], r.valid))
-
-def _last(rows, valid): return {f'accuracy on {"the test images" if valid=="test" else f"{valid:.0%} of train, held out"}': o['valid_accuracy'] for o in rows if 'valid_accuracy' in o}
+_templates = jinja2.Environment(loader=jinja2.PackageLoader('cifar_fastai'), autoescape=jinja2.select_autoescape(),
+                                trim_blocks=True, keep_trailing_newline=True)
 
 def model_card(
-    info:dict # As at `.info` of a model that `load_model` gave
-) -> str: # Markdown, with the header that the Hugging Face Hub reads
-    "A model card: what the network is, what was measured, how to use it"
-    r,nm,say = info.get('recipe') or {},info['name'],json.dumps # JSON is YAML, too
-    measured = [dict(type='accuracy', name=k, value=v) for k,v in info['results'].items() if 'accuracy' in k]
-    index = [dict(name=nm, results=[dict(task=dict(type='image-classification'), dataset=dict(name=info['data'], type=info['data']), metrics=measured)])]
-    head = dict(license=info['licence'], library_name='cifar_fastai', pipeline_tag='image-classification', tags=['image-classification','fastai','onnx'], metrics=['accuracy'],
-                **({'model-index': index} if measured else {}), **({'datasets': [info['data']]} if info.get('data')=='cifar10' else {}))
-    table = '\n'.join(f'| {k} | {f"{v:.2%}" if "accuracy" in k else f"{v:,}" if isinstance(v, (int,float)) else v} |' for k,v in info['results'].items())
-    lines = ['---', *(f'{k}: {say(v)}' for k,v in head.items()), '---', '', f'# {nm}', '',
-        f'A classifier of images of {info["size"]}x{info["size"]} pixels into {len(info["classes"])} classes: {", ".join(info["classes"])}. The architecture is `{info["model"]}` of [cifar_fastai](https://github.com/cifar-fastai/cifar_fastai), with {info["params"]:,} parameters, stored in {info["stored"]}.', '']
-    if info.get('note'): lines += [info['note'], '']
-    if table: lines += ['## What was measured', '', '| | |', '|---|---|', table, '']
-    lines += ['## Use', '', '```python', 'from cifar_fastai.export import TorchPredictor', '', 'TorchPredictor("path/of/this/folder").top("image.png")', '```', '',
-        f'From a shell: `cifar_predict path/of/this/folder image.png`. Without torch, where `model.onnx` is beside the weights (`cifar_export` writes it): `cifar_fastai.predict.Predictor`. Pixels are brought to the size above, divided by 255 and normalised by mean {[round(o, 4) for o in info["mean"]]} and standard deviation {[round(o, 4) for o in info["std"]]}.', '']
-    if r: lines += ['## Training', '', f'Recipe `{r["name"]}`: {r["epochs"]} epochs in batches of {r["bs"]}, seed {r["seed"]}'+(f', on `{info["data"]}`' if info.get('data') else '')+'. `config.json` has all of it.', '']
-    lines += ['## Limits', '', 'It answers with one of its classes whatever it is shown, and knows nothing but images like those that it was trained on. Its probabilities are not calibrated unless the table says so.', '']
-    return '\n'.join(lines)
+    info:dict # `info` of a model from `load_model`
+) -> str: # Markdown with the YAML header of the Hugging Face Hub
+    "Return the model card: architecture, results, how to use the model, training, limitations"
+    data = info.get('data')
+    header = dict(license=info['licence'], library_name='cifar_fastai', pipeline_tag='image-classification',
+                  tags=['image-classification','fastai','onnx'], metrics=['accuracy'])
+    accuracies = [dict(type='accuracy', name=k, value=v) for k,v in info['results'].items() if 'accuracy' in k]
+    if accuracies:
+        result = dict(task=dict(type='image-classification'), dataset=dict(name=data, type=data), metrics=accuracies)
+        header['model-index'] = [dict(name=info['name'], results=[result])]
+    if data=='cifar10': header['datasets'] = [data]
+    header = {k: json.dumps(v) for k,v in header.items()} # JSON is also YAML
+    return _templates.get_template('model_card.md').render(info, header=header)
 
+# %% ../nbs/21_export.ipynb #df5ba130
 def check_model_folder(
-    path # Folder to save a model into
+    path # Folder to save a model in
 ) -> Path:
-    "Raise `ValueError` for a file, and for a folder that holds something other than a saved model"
+    "Return the folder. Raise `ValueError` if it is a file, or contains anything but a saved model"
     path = Path(path).expanduser()
-    if path.exists() and not path.is_dir(): raise ValueError(f'{path}: a file. save_model writes a folder')
-    if path.is_dir() and any(path.iterdir()) and not _is_saved(path): raise ValueError(f'{path}: a folder with something else in it. Choose a new one')
+    if path.is_file(): raise ValueError(f'{path}: this is a file, and save_model writes a folder. Choose another name')
+    if path.is_dir() and any(path.iterdir()) and not _is_saved(path):
+        raise ValueError(f'{path}: there is something else in it than a saved model. Choose a new folder')
     return path
 
-def _beside_fastai(f):
-    "Wrap a function that hides one of fastai, so that a call meant for that one says where it is"
-    hidden = f"{f.__name__} of cifar_fastai: {{}}. fastai's own function is fastai.learner.{f.__name__}"
+def _is_saved(path):
+    "Return whether a folder has the `config.json` of `save_model`"
+    try: return 'format' in json.loads((path/'config.json').read_text(encoding='utf-8'))
+    except (OSError,ValueError): return False
+
+def _model_input(o):
+    "Return the classes, mean, std and size of a learner, or of a model from `load_model`, as a dict"
+    if not isinstance(o, Learner):
+        if hasattr(o, 'info'): return o.info
+        raise ValueError(f'expected a learner or a model from load_model, not {type(o).__name__}')
+    res = model_input(o.dls)
+    if res is None:
+        raise ValueError('the images of this learner are not normalised, or have no classes. Load them with image_dls')
+    return res
+
+def _last_accuracy(rows, valid):
+    "Return the validation accuracy of the last epoch by its name in the model card, as a dict"
+    images = 'the test images' if valid=='test' else f'{valid:.0%} of the training images, held out'
+    return {f'accuracy on {images}': o['valid_accuracy'] for o in rows[-1:] if 'valid_accuracy' in o}
+
+def _learner_info(learn, recipe):
+    "Return what is known about a learner's model"
+    r = recipe or getattr(learn, 'recipe', None)
+    if r is None:
+        raise ValueError('save_model: this learner has no recipe that tells which architecture it has. '
+                         "Create it with Recipe.learner, or pass recipe=Recipe('mine', model='resnet18')")
+    rows = learn.history.rows if hasattr(learn, 'history') else []
+    return dict(name=r.name, model=r.model, model_args=r.model_args, **_model_input(learn),
+                data=Path(learn.dls.path).name, recipe=r.to_dict(), results=_last_accuracy(rows, r.valid))
+
+def _shadows_fastai(f):
+    "Decorate a function that shadows one of fastai, so that the error for fastai's arguments names fastai's function"
     @wraps(f)
     def inner(*args, **kwargs):
-        try: inspect.signature(f).bind(*args, **kwargs)
-        except TypeError as e: raise TypeError(hidden.format(e)) from None
-        if len(args)>1 and isinstance(args[1], nn.Module): raise TypeError(hidden.format('the second argument is a model'))
+        try:
+            inspect.signature(f).bind(*args, **kwargs)
+            if len(args)>1 and isinstance(args[1], nn.Module): raise TypeError('the second argument is a model')
+        except TypeError as e:
+            name = f.__name__
+            raise TypeError(f"{name} of cifar_fastai: {e}. fastai's function is fastai.learner.{name}") from None
         return f(*args, **kwargs)
     return inner
 
-@_beside_fastai
+_format = 1 # of the folder
+
+@_shadows_fastai
 def save_model(
-    learn, # A learner, or a model that `load_model` gave
-    path, # Folder to write, made if it does not exist; one that such a model was saved into before is overwritten
-    name:str='', # Name of the model; the recipe's, or the one it was loaded with, unless given
-    half:bool=False, # Store the weights of layers in fp16? Half the size; biases, norms and statistics stay in fp32
-    results:dict|None=None, # What was measured, by its name, for the card: shares whose name has 'accuracy' in it, and other numbers. None takes the last validation accuracy
-    note:str='', # A sentence or more for the card
-    licence:str='apache-2.0', # Of the weights, by the name that the Hugging Face Hub has for it
-    recipe:Recipe|None=None # Which says the architecture, for a learner that `Recipe.learner` did not make
-) -> Path: # The folder: `model.safetensors`, `config.json`, and the card, `README.md`
-    "Save a network with all it takes to use it. Raises `ValueError` for a folder that holds something else, and for weights that are no numbers"
+    learn, # A `Learner`, or a model from `load_model`
+    path, # Folder to create, or one that `save_model` wrote before, whose files are replaced
+    name:str='', # Name of the model; '' keeps that of the recipe, or the one it was loaded with
+    half:bool=False, # Store weight matrices and filters in fp16? Half the size; biases, norms and buffers stay in fp32
+    results:dict|None=None, # Results for the card; 'accuracy' in a name means a fraction. None: validation accuracy
+    note:str='', # Text for the card
+    licence:str='apache-2.0', # License of the weights, an identifier of the Hugging Face Hub
+    recipe:Recipe|None=None # Names the architecture of a learner that `Recipe.learner` did not create
+) -> Path: # The folder: `model.safetensors`, `config.json`, and the model card `README.md`
+    """Save a model and everything that is needed to use it
+
+    Raise `ValueError` if the folder contains anything else, and for non-finite weights."""
     path = check_model_folder(path)
-    info = _learned(learn, recipe) if isinstance(learn, Learner) else dict(_input(learn))
-    model = inference_copy(learn.model if isinstance(learn, Learner) else learn)
-    if bad := [k for k,v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]: raise ValueError(f'save_model: {bad[0]} is not a number everywhere. The training went astray, and nothing was saved')
+    is_learner = isinstance(learn, Learner)
+    info = _learner_info(learn, recipe) if is_learner else dict(_model_input(learn))
+    model = inference_copy(learn.model if is_learner else learn)
+    for k,v in model.state_dict().items():
+        if v.is_floating_point() and not v.isfinite().all():
+            raise ValueError(f'save_model: {k} has non-finite values. Train again with a lower learning rate')
     if half:
         for p in model.parameters():
             if p.ndim>1: p.data = p.data.half()
-    names,weights = {id(v): k for k,v in model.state_dict(keep_vars=True).items()}.values(),model.state_dict() # of what has several names, one
+    weights = model.state_dict()
+    names = {id(v): k for k,v in model.state_dict(keep_vars=True).items()}.values() # tied weights are stored once
     data = safetensors.torch.save({k: weights[k].contiguous() for k in names})
-    info.update({k: v for k,v in dict(name=name, results=results, note=note).items() if v}, licence=licence, params=n_params(model), stored='fp16' if half else 'fp32',
-                format=_format, sha256=hashlib.sha256(data).hexdigest(), versions=dict(torch=torch.__version__, cifar_fastai=cifar_fastai.__version__))
+    info.update({k: v for k,v in dict(name=name, results=results, note=note).items() if v})
+    info.update(licence=licence, params=n_params(model), stored='fp16' if half else 'fp32', format=_format,
+                sha256=hashlib.sha256(data).hexdigest(),
+                versions=dict(torch=torch.__version__, cifar_fastai=cifar_fastai.__version__))
     path.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path/'model.safetensors') as side: side.write_bytes(data)
+    with atomic_file(path/'model.safetensors') as temporary: temporary.write_bytes(data)
     write_text(path/'config.json', json.dumps(info, indent=1))
     write_text(path/'README.md', model_card(info))
     return path
 
-_format = 1
+# %% ../nbs/21_export.ipynb #39582a06
 _released = Path(cifar_fastai.__file__).parent/'released'
 
-def _is_saved(path):
-    try: return 'format' in json.loads((path/'config.json').read_text(encoding='utf-8'))
-    except (OSError,ValueError): return False
-
-def released_models() -> list: # Names
-    "The weights that come with the library"
+def released_models() -> list: # Names, for `load_model`
+    "List the models that come with the library"
     return sorted(o.parent.name for o in _released.glob('*/config.json'))
 
-def find_saved(path, runs):
-    "The folder that is meant, and what it says of its model"
+def _run_info(folder):
+    "Return what is known about the model in a run folder"
+    run = Run(folder)
+    info = run.info
+    recipe = info.get('recipe')
+    if not (folder/'model.safetensors').is_file():
+        raise ValueError(f'{folder}: no weights in it. They are written at the end of the first epoch')
+    if not isinstance(recipe, dict) or not info.get('input'):
+        raise ValueError(f'{folder}: its run.json does not say which network it is, or what it takes. Train it again')
+    rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
+    return dict(name=folder.resolve().name, model=recipe['model'], model_args=recipe['model_args'], **info['input'],
+                data=info.get('data'), recipe=recipe, results=_last_accuracy(rows, recipe['valid']))
+
+def find_saved(
+    path, # Folder of a saved model or a run, name of a run in `runs`, or name of a released model
+    runs='runs' # Folder of all runs
+) -> tuple: # The folder, and a dict with name, model, model_args, classes, mean, std, size, data, recipe, results
+    "Find a saved model and what is known about it. Raise `ValueError` if it is missing or from a newer version"
     folder,runs = Path(path).expanduser(),Path(runs).expanduser()
     if not folder.exists() and (runs/path/'run.json').is_file(): folder = runs/path
-    if not folder.exists() and folder.name==str(path): folder = _released/look_up('run, folder or released model', str(path), [*sorted(o.parent.name for o in runs.glob('[!.]*/run.json')),*released_models()])
-    if (folder/'run.json').is_file():
-        run = Run(folder)
-        i,r = run.info,run.info.get('recipe')
-        if not (folder/'model.safetensors').is_file(): raise ValueError(f'{folder}: no weights in it. They are written at the end of the first epoch')
-        if not isinstance(r, dict) or not i.get('input'): raise ValueError(f'{folder}: its run.json does not say which network it is, or what it takes')
-        rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
-        return folder,dict(name=run.path.resolve().name, model=r['model'], model_args=r['model_args'], **i['input'], data=i.get('data'), recipe=r, results=_last(rows[-1:], r['valid']))
-    if not folder.is_dir(): raise ValueError(f'{path}: {"a file" if folder.is_file() else "no such folder"}. Give a folder that save_model wrote, a run, or one of {", ".join(released_models())}')
-    if not _is_saved(folder): raise ValueError(f'{path}: no model in this folder. save_model and cifar_export write config.json and model.safetensors')
+    if not folder.exists() and folder.name==str(path): # a name, not a path
+        names = [o.parent.name for o in runs.glob('[!.]*/run.json')]
+        folder = _released/look_up('run, folder or released model', str(path), sorted(names)+released_models())
+    if (folder/'run.json').is_file(): return folder,_run_info(folder)
+    if not folder.is_dir():
+        reason = 'a file' if folder.is_file() else 'no such folder'
+        raise ValueError(f'{path}: {reason}. Give a saved model, a run, or one of {", ".join(released_models())}')
+    if not _is_saved(folder): raise ValueError(f'{path}: no model in this folder. Save one with save_model')
     info = json.loads((folder/'config.json').read_text(encoding='utf-8'))
     if info['format']>_format:
         version = info.get('versions', {}).get('cifar_fastai', '')
-        raise ValueError(f'{path}: of a newer version of the library, {version}. Update it: git pull in its clone')
+        raise ValueError(f'{path}: written by a newer version, {version}. Update the library: git pull in its clone')
     return folder,info
 
-@_beside_fastai
+@_shadows_fastai
 def load_model(
-    path, # Folder that `save_model` wrote, folder of a run or its name in `runs`, or a name in `released_models()`
-    device='cpu', # Where to put it
+    path, # As for `find_saved`
+    device='cpu', # Device of the model
     runs='runs' # Folder of all runs
-) -> nn.Module: # In evaluation mode and fp32. What is known of it is at `.info`: name, classes, mean, std, size, recipe, results, ...
-    "Load a network; nothing is executed. It takes images [N, 3, size, size] of 0..1, normalised by its mean and std; `TorchPredictor` takes pixels. Raises `ValueError` that names the file at fault"
+) -> nn.Module: # In evaluation mode and fp32; `info` has its name, classes, mean, std, size, recipe, results, ...
+    """Load a model without executing code from its files
+
+    It takes normalised images [N, 3, size, size]; `TorchPredictor` takes pixels. Raise `ValueError` for missing or
+    corrupt files."""
     folder,info = find_saved(path, runs)
     file = folder/'model.safetensors'
-    if not file.is_file(): raise ValueError(f'{file}: no such file. The folder holds no weights')
-    data = file.read_bytes()
-    if info.get('sha256',hashlib.sha256(data).hexdigest())!=hashlib.sha256(data).hexdigest(): raise ValueError(f'{file}: not the weights that config.json was written for, or a damaged file. Save the model again')
+    if not file.is_file(): raise ValueError(f'{file}: no such file. Save the model again')
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if info.get('sha256', digest)!=digest:
+        raise ValueError(f'{file}: a corrupt file, or not the one that config.json describes. Save the model again')
     try: model = create_model(info['model'], len(info['classes']), **info['model_args'])
-    except ValueError as e: raise ValueError(f'{folder}: {e}'+'. An architecture of your own must be registered first, by register_model, in the process that loads it'*(info['model'] not in architectures)) from None
+    except ValueError as e:
+        hint = '. An architecture of your own must be registered first, by register_model, in the process that loads it'
+        raise ValueError(f'{folder}: {e}{"" if info["model"] in architectures else hint}') from None
     try: safetensors.torch.load_model(model, file)
-    except (RuntimeError,safetensors.SafetensorError) as e: raise ValueError(f'{file}: these are not weights of {info["model"]} for {len(info["classes"])} classes ({str(e).strip().splitlines()[-1].strip()})') from None
+    except (RuntimeError,safetensors.SafetensorError) as e:
+        reason = str(e).strip().splitlines()[-1].strip()
+        what = f'{info["model"]} for {len(info["classes"])} classes'
+        raise ValueError(f'{file}: these are not weights of {what} ({reason})') from None
     model.info = info
     return model.to(device).eval()
 
 # %% ../nbs/21_export.ipynb #09340228
 def saved_learner(
-    path, # As for `load_model`
+    path, # As for `find_saved`
     images, # Folder of images, as for `image_dls`
     **kwargs # Further arguments of `image_dls`: bs, valid, device, ...
-) -> Learner: # As its recipe makes it, with the saved weights
-    "A saved network as a learner on a folder of images. Raises `ValueError` if that has other classes"
+) -> Learner: # As its recipe creates it, with the saved weights
+    "Load a saved model as a learner. Raise `ValueError` if the folder of images has other classes"
     model = load_model(path)
-    i = model.info
-    r = Recipe.from_dict(i['recipe'])
-    dls = r.dls(images, **{**dict(stats=(i['mean'],i['std']), size=i['size']), **kwargs})
-    if list(map(str, dls.vocab))!=i['classes']: raise ValueError(f'{images}: its classes are {", ".join(map(str, dls.vocab))}, and those of {i["name"]} are {", ".join(i["classes"])}')
-    learn = r.learner(dls)
+    info = model.info
+    recipe = Recipe.from_dict(info['recipe'])
+    dls = recipe.dls(images, **{'stats': (info['mean'],info['std']), 'size': info['size'], **kwargs})
+    classes = list(map(str, dls.vocab))
+    if classes!=info['classes']:
+        raise ValueError(f'{images}: its classes are {", ".join(classes)}, '
+                         f'and those of {info["name"]} are {", ".join(info["classes"])}')
+    learn = recipe.learner(dls)
     learn.model.to(dls.device).load_state_dict(model.state_dict())
-    if hasattr(learn, 'whiten'): learn.whiten.done = True # the weights have their whitening
+    if hasattr(learn, 'whiten'): learn.whiten.done = True # the weights include the whitening filters
     return learn
 
 # %% ../nbs/21_export.ipynb #68753b57
 class PixelModel(nn.Module):
-    "Pixels 0..255 [N, H, W, 3] in, probabilities or logits [N, n_classes] out"
+    "A model that takes pixels of 0..255, [N, H, W, 3], and returns probabilities or logits, [N, n_classes]"
     def __init__(self,
-        model, # A learner, or a model that `load_model` gave; it is copied
-        logits:bool=False # Logits in place of probabilities?
+        model, # A `Learner`, or a model from `load_model`; it is copied
+        logits:bool=False # Return logits instead of probabilities?
     ):
         super().__init__()
-        takes = _input(model)
-        self.model,self.size,self.logits,self.classes = inference_copy(model.model if isinstance(model, Learner) else model),takes['size'],logits,takes['classes']
-        for k in ('mean','std'): self.register_buffer(k, tensor(takes[k]).view(1,-1,1,1))
+        info = _model_input(model)
+        self.model = inference_copy(model.model if isinstance(model, Learner) else model)
+        self.size,self.classes,self.logits = info['size'],info['classes'],logits
+        for k in ('mean','std'): self.register_buffer(k, tensor(info[k]).view(1,-1,1,1))
         self.eval()
 
     def normalise(self,
         pixels:Tensor # [N, H, W, 3], 0..255
-    ) -> Tensor: # [N, 3, size, size], as the network takes them
-        "Resized, antialiased where it gets smaller, and normalised"
+    ) -> Tensor: # [N, 3, size, size], the input of the network
+        "Resize (bilinear, antialiased) and normalise pixels"
         x = pixels.permute(0,3,1,2).float()
-        if torch.compiler.is_exporting() or x.shape[-2:]!=(self.size,self.size): x = F.interpolate(x, (self.size,self.size), mode='bilinear', antialias=True)
+        if torch.compiler.is_exporting() or x.shape[-2:]!=(self.size,self.size): # an exported graph always resizes
+            x = F.interpolate(x, (self.size,self.size), mode='bilinear', antialias=True)
         return (x/255-self.mean)/self.std
 
     def forward(self, pixels):
@@ -202,172 +253,219 @@ class PixelModel(nn.Module):
         return logits if self.logits else logits.softmax(1)
 
 class TorchPredictor(Predictor):
-    "A `Predictor` that asks torch, for what has no ONNX file"
+    "A `Predictor` that runs a model in torch instead of onnxruntime"
     def __init__(self,
-        model, # A learner, a model that `load_model` gave, or what that loads
-        device='cpu', # Where to run
-        half:bool=False, # bf16 or fp16, as it pays on the device?
-        compiled:bool=False # Compile it? The first batch then takes long
+        model, # A `Learner`, a model from `load_model`, or a path or name for `load_model`
+        device='cpu', # Device to run on
+        half:bool=False, # Run in fp16 or bf16, if the device is faster with it?
+        compiled:bool=False # Use `torch.compile`? The first batch then takes longer
     ):
         if isinstance(model, (str,Path)): model = load_model(model)
         self.net,self.device,self.logits = PixelModel(model, logits=True).to(device),torch.device(device),True
-        self.classes,self.size,self.name = self.net.classes,self.net.size,model.info['name'] if hasattr(model, 'info') else getattr(getattr(model, 'recipe', None), 'name', 'learner')
-        half = half_precision(device) if half else None
-        self.dtype = half and dict(fp16=torch.float16, bf16=torch.bfloat16)[half]
-        if half: self.net = self.net.to(memory_format=torch.channels_last)
+        self.classes,self.size = self.net.classes,self.net.size
+        recipe_name = getattr(getattr(model, 'recipe', None), 'name', 'learner')
+        self.name = model.info['name'] if hasattr(model, 'info') else recipe_name
+        precision = half_precision(device) if half else None
+        self.dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16, None: None}[precision]
+        if self.dtype: self.net = self.net.to(memory_format=torch.channels_last)
         self.mb = sum(o.nbytes for o in self.net.state_dict().values())/1e6
         self._forward = torch.compile(self.net) if compiled else self.net
 
+    @torch.no_grad()
     def _run(self, batch):
-        with torch.no_grad(),torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None): return self._forward(self._tensor(batch)).float().cpu().numpy()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return self._forward(self._tensor(batch)).float().cpu().numpy()
 
     def _tensor(self, batch): return torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
 
     def cam(self,
         image, # An image, as for `pixels`
-        target=None, # None: the predicted class; a class, by name or number; or a function of the logits
-        layer=None, # As for `GradCAM`: None is the last layer that gives a feature map
+        target=None, # Class, by name or number, or a function of the logits; None: the predicted class
+        layer=None, # As for `GradCAM`; None: the last layer with a feature map
         method='gradcam', # As for `GradCAM`
         flip:bool=False, # As for `GradCAM`
         reshape=None # As for `GradCAM`
-    ) -> np.ndarray: # Class activation map [size, size], 0..1
-        "Where the network looks"
+    ) -> np.ndarray: # [size, size], 0..1
+        "Return the class activation map of an image"
         if isinstance(target, str): target = self.classes.index(look_up('class', target, self.classes))
-        with GradCAM(self.net.model, layer, method, flip, reshape) as cam: return cam(self.net.normalise(self._tensor(self.read(image)[None])), target)[0].cpu().numpy()
+        x = self.net.normalise(self._tensor(self.read(image)[None]))
+        with GradCAM(self.net.model, layer, method, flip, reshape) as cam: return cam(x, target)[0].cpu().numpy()
 
 # %% ../nbs/21_export.ipynb #89be089b
 def onnx_packages(
     who:str, # Function or command that needs them, for the message
     names:tuple=('onnx','onnxruntime','onnxscript') # Packages to import
 ) -> list: # Modules
-    "Import the packages of the extra `export`. Raises `ImportError` that says how to install them"
+    "Import packages of the extra `export`. Raise `ImportError`, with the command to install them, if one is missing"
     try: return [importlib.import_module(o) for o in names]
     except ImportError as e:
         raise ImportError(f"{who} needs the package {e.name} of the extra export. "
                           "In a clone of the library: pip install -e '.[export]'") from None
 
 class _GlobalMax(nn.Module):
-    "`nn.AdaptiveMaxPool2d(1)`, which ONNX has no form of under torch 2.11"
+    "Replace `nn.AdaptiveMaxPool2d(1)`, which torch 2.11 cannot export"
     def forward(self, x): return x.amax((2,3), keepdim=True)
 
-def to_onnx(
-    learn, # A learner, or a model that `load_model` gave
-    path, # ONNX file to write
-    logits:bool=False, # Logits in place of probabilities?
-    half:bool=False, # fp16 inside? Half the size, and faster on a GPU; pixels in and probabilities out are the same. Norms stay in fp32
-    name:str='', # Name that `Predictor` reports; the model's name, or that of the file, unless given
-    tolerance:float|None=None # Largest difference of a probability, or of a logit of order 1, from torch's. None is 1e-4, with `half` 2e-2
-) -> Path: # The file
-    "Write the model as one ONNX file (opset 18) that takes uint8 pixels [N, H, W, 3] of any number and size. Before it takes its name, it is checked by onnx, and in onnxruntime against torch. Raises `ValueError` if they differ, or for a model that ONNX has no form of; the model stays as it is"
-    onnx,ort,_ = onnx_packages('to_onnx')
-    path = Path(path).expanduser()
-    if path.is_dir(): raise ValueError(f'to_onnx: {path} is a folder. Give a file in it, such as {path/"model.onnx"}')
-    net,tolerance = PixelModel(learn, logits).to(memory_format=torch.contiguous_format),tolerance if tolerance is not None else 2e-2 if half else 1e-4
+def _exportable(net):
+    "Replace the layers of a `PixelModel` that cannot be exported"
     for m in list(net.modules()):
         for k,o in m.named_children():
             if isinstance(o, nn.AdaptiveMaxPool2d) and o.output_size in (1,(1,1)): setattr(m, k, _GlobalMax())
-    if isinstance(learn, Learner): # real images, where there are some
-        with no_random(): x = learn.dls.valid.new(shuffle=False, bs=min(7, len(learn.dls.valid_ds))).one_batch()[0].as_subclass(Tensor).cpu().float()
-        shown = ((x*net.std+net.mean)*255).round().clamp(0,255).byte().permute(0,2,3,1)
-    else: shown = torch.randint(256, (7,net.size,net.size,3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shown = torch.cat([shown]*math.ceil(7/len(shown)))[:7].contiguous()
-    d,out = torch.export.Dim,'logits' if logits else 'probabilities'
+    return net.to(memory_format=torch.contiguous_format)
+
+def _example_pixels(learn, net, n=7):
+    "Return `n` validation images of a learner, or noise for another model, as pixels"
+    if not isinstance(learn, Learner):
+        g = torch.Generator().manual_seed(0)
+        return torch.randint(256, (n,net.size,net.size,3), dtype=torch.uint8, generator=g)
+    dl = learn.dls.valid.new(shuffle=False, bs=min(n, len(learn.dls.valid_ds)))
+    with no_random(): x = dl.one_batch()[0].as_subclass(Tensor).cpu().float()
+    res = ((x*net.std+net.mean)*255).round().clamp(0,255).byte().permute(0,2,3,1)
+    return res[torch.arange(n)%len(res)].contiguous()
+
+def _export_graph(net, example, output):
+    "Export a `PixelModel` for batches of any size and images of any size. Return an ONNX model"
+    dynamic = {i: torch.export.Dim(k) for i,k in enumerate('NHW')}
     with warnings.catch_warnings(),contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
-        try: program = torch.onnx.export(net, (shown[:2],), dynamo=True, opset_version=18, input_names=['pixels'], output_names=[out], dynamic_shapes=({0: d('N'), 1: d('H'), 2: d('W')},), verbose=False)
+        try:
+            return torch.onnx.export(net, (example,), dynamo=True, opset_version=18, input_names=['pixels'],
+                                     output_names=[output], dynamic_shapes=(dynamic,), verbose=False).model_proto
         except torch.onnx.errors.OnnxExporterError as e:
-            what = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(e))
-            raise ValueError(f'to_onnx: this model cannot be written as ONNX: {f"it has no form of {what[1]}. Use another layer in its place" if what else str(e).splitlines()[0]}') from e
-    model = program.model_proto
-    if half:
-        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST,convert_float_to_float16
-        from onnxruntime.transformers.onnx_model import OnnxModel
-        model = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST+['Resize','BatchNormalization','Softmax']))
-        model.topological_sort()
-        model = model.model
-    name = name or (learn.info['name'] if hasattr(learn, 'info') else path.stem)
-    onnx.helper.set_model_props(model, dict(classes=json.dumps(net.classes), size=str(net.size), name=name, output=out))
-    onnx.checker.check_model(model)
-    session = ort.InferenceSession(model.SerializeToString(), _quiet(ort), providers=['CPUExecutionProvider'])
-    for batch in (shown[:1],shown):
-        with torch.no_grad(): want = net(batch).numpy()
-        difference = np.abs(session.run(None, dict(pixels=batch.numpy()))[0]-want).max()
-        if not difference<=tolerance*max(1, np.abs(want).max()): raise ValueError(f'to_onnx: onnxruntime and torch differ by {difference:.2g} on {len(batch)} images, over the tolerance {tolerance:g}. Nothing was written')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as side: onnx.save(model, side)
+            op = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(e))
+            reason = f'{op[1]} is unsupported. Replace this layer' if op else str(e).splitlines()[0]
+            raise ValueError(f'to_onnx: this model cannot be exported: {reason}') from e
+
+def _graph_to_fp16(model):
+    "Convert a graph to fp16, apart from input, output, resizing and norms"
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST,convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+    fp32_ops = [*DEFAULT_OP_BLOCK_LIST,'Resize','BatchNormalization','Softmax']
+    res = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=fp32_ops))
+    res.topological_sort()
+    return res.model
+
+def _check_graph(model, net, batch, tolerance):
+    "Raise `ValueError` if onnxruntime and torch disagree"
+    ort = importlib.import_module('onnxruntime')
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+    for x in (batch[:1],batch):
+        with torch.no_grad(): want = net(x).numpy()
+        difference = np.abs(session.run(None, {'pixels': x.numpy()})[0]-want).max()
+        if not difference<=tolerance*max(1, np.abs(want).max()): # NaN fails, too
+            raise ValueError(f'to_onnx: onnxruntime and torch differ by {difference:.2g} on {len(x)} images, '
+                             f'over the tolerance {tolerance:g}, so nothing was written')
+
+def _onnx_path(path, who, example):
+    path = Path(path).expanduser()
+    if path.is_dir(): raise ValueError(f'{who}: {path} is a folder. Give a file in it, such as {path/example}')
     return path
 
-def _quiet(ort):
-    res = ort.SessionOptions()
-    res.log_severity_level = 3
-    return res
+def to_onnx(
+    learn, # A `Learner`, or a model from `load_model`; it is not changed
+    path, # ONNX file to write
+    logits:bool=False, # Return logits instead of probabilities?
+    half:bool=False, # Convert to fp16, apart from input, output and norms? Half the size, and faster on a GPU
+    name:str='', # Name for `Predictor`; '': that of the model, or of the file
+    tolerance:float|None=None # Largest difference from torch, relative to outputs above 1. None: 1e-4, with `half` 2e-2
+) -> Path: # The file
+    """Export a model as an ONNX file (opset 18) that takes uint8 pixels [N, H, W, 3] of any size
+
+    Raise `ValueError`, and write nothing, if the model has unsupported layers, or onnxruntime and torch differ."""
+    onnx,*_ = onnx_packages('to_onnx')
+    path = _onnx_path(path, 'to_onnx', 'model.onnx')
+    if tolerance is None: tolerance = 2e-2 if half else 1e-4
+    net = _exportable(PixelModel(learn, logits))
+    batch,output = _example_pixels(learn, net),'logits' if logits else 'probabilities'
+    model = _export_graph(net, batch[:2], output)
+    if half: model = _graph_to_fp16(model)
+    name = name or (learn.info['name'] if hasattr(learn, 'info') else path.stem)
+    metadata = dict(classes=json.dumps(net.classes), size=str(net.size), name=name, output=output)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    _check_graph(model, net, batch, tolerance)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary: onnx.save(model, temporary)
+    return path
 
 # %% ../nbs/21_export.ipynb #72e2554a
-export_formats = dict(onnx=(to_onnx,Predictor)) # ending -> (function of a model and the file to write, function of the file that gives a `Predictor`)
+# suffix -> (function of a model and the file to write, function of the file that returns a `Predictor`)
+export_formats = dict(onnx=(to_onnx,Predictor))
 
 def load_predictor(
-    model, # A file in one of `export_formats`, such as ONNX, or what `load_model` loads
+    model, # File in one of `export_formats`, such as ONNX; or as for `load_model`
     runs='runs', # Folder of all runs
     **kwargs # Further arguments of `TorchPredictor`
 ) -> Predictor:
-    "The predictor that a command's MODEL means: for a file what reads its format, torch for all else"
+    "Load a predictor from an exported file, or else a `TorchPredictor`"
     path = Path(model).expanduser()
-    if path.is_dir() and not _is_saved(path): path = next((o for k in export_formats if (o := path/f'model.{k}').is_file()), path)
-    if path.suffix[1:] in export_formats: return export_formats[path.suffix[1:]][1](path)
-    return TorchPredictor(load_model(model, runs=runs), **kwargs)
+    if path.is_dir() and not _is_saved(path): # a folder with nothing but an exported file
+        path = next((o for k in export_formats if (o := path/f'model.{k}').is_file()), path)
+    suffix = path.suffix[1:]
+    if suffix not in export_formats: return TorchPredictor(load_model(model, runs=runs), **kwargs)
+    _,read = export_formats[suffix]
+    return read(path)
 
 # %% ../nbs/21_export.ipynb #adbc325f
 def quantise_onnx(
-    path, # ONNX file that `to_onnx` wrote, in fp32
+    path, # fp32 ONNX file that `to_onnx` wrote
     out, # ONNX file to write
-    images, # Some hundred images for the ranges, as `Predictor` takes them
-    bs:int=64 # Images in a batch
+    images, # Some hundred images to measure the ranges of the activations on, as for `Predictor`
+    bs:int=64 # Batch size
 ) -> Path: # The file
-    "Write an 8-bit file: static quantisation by onnxruntime, weights by channel, in 7 bits so that sums do not overflow on CPUs without VNNI"
-    onnx,ort = onnx_packages('quantise_onnx', ('onnx','onnxruntime'))
+    """Quantise an ONNX file to int8, statically and per channel. Raise `ValueError` if there are no images
+
+    Weights have 7 bits, so that sums do not overflow on CPUs without VNNI."""
+    onnx,_ = onnx_packages('quantise_onnx', ('onnx','onnxruntime'))
     from onnxruntime.quantization import CalibrationDataReader,QuantFormat,QuantType,quantize_static
     predictor = Predictor(path)
-    if not len(images): raise ValueError('quantise_onnx: no images for the ranges of the activations')
+    if not len(images): raise ValueError('quantise_onnx: no images to measure the ranges of the activations on')
     x = np.stack([pixels(o, predictor.size) for o in images])
-    class Images(CalibrationDataReader):
+    class Batches(CalibrationDataReader):
         def __init__(self): self.batches = ({'pixels': x[i:i+bs]} for i in range(0, len(x), bs))
         def get_next(self): return next(self.batches, None)
-    out = Path(out).expanduser()
-    if out.is_dir(): raise ValueError(f'quantise_onnx: {out} is a folder. Give a file in it, such as {out/"model_int8.onnx"}')
+    out = _onnx_path(out, 'quantise_onnx', 'model_int8.onnx')
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as side,warnings.catch_warnings():
+    with atomic_file(out) as temporary,warnings.catch_warnings():
         warnings.simplefilter('ignore')
         logging.disable(logging.WARNING)
-        try: quantize_static(str(predictor.path), str(side), Images(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, op_types_to_quantize=['Conv','Gemm','MatMul'])
+        try:
+            quantize_static(str(predictor.path), str(temporary), Batches(), quant_format=QuantFormat.QDQ,
+                            per_channel=True, reduce_range=True, weight_type=QuantType.QInt8,
+                            op_types_to_quantize=['Conv','Gemm','MatMul'])
         finally: logging.disable(logging.NOTSET)
-        model = onnx.load(side)
+        model = onnx.load(temporary)
         onnx.helper.set_model_props(model, predictor.session.get_modelmeta().custom_metadata_map)
-        onnx.save(model, side)
+        onnx.save(model, temporary)
     return out
 
 # %% ../nbs/21_export.ipynb #ff00d516
 def compare_predictors(
-    predictors:dict, # Name -> `Predictor`; the first is what the others are compared with
-    images, # As `Predictor` takes them
-    labels=None, # Names of their true classes
-    bs:int=256, # Images in a batch
-    rounds:int=3, # Turns of each, for the time
-    tta:bool=False # Test-time augmentation: six views of each image
-) -> pd.DataFrame: # A row for each: share right, share of predictions as the first's, largest difference of a probability, images/s (median of the rounds), MB
-    "Accuracy, agreement, speed and size of several forms of a model"
+    predictors:dict, # Name -> `Predictor`; the others are compared with the first
+    images, # As for `Predictor`
+    labels=None, # Names of the true classes; None: the accuracy is NaN
+    bs:int=256, # Batch size
+    rounds:int=3, # Number of timings of each predictor, in turns; 0: the throughput is NaN
+    tta:bool=False # Use test-time augmentation?
+) -> pd.DataFrame: # A row for each, with the columns described above
+    "Compare the accuracy, agreement, throughput and size of predictors"
     reader = next(iter(predictors.values()))
     if not isinstance(images, np.ndarray): images = [reader.read(o) for o in images] # decoding is not timed
     if len({o.shape for o in images})==1: images = np.stack(images)
-    probs,rates = {},{k: [] for k in predictors}
-    for i in range(rounds+1):
+    probs = {k: p(images, tta, bs) for k,p in predictors.items()} # also the warm-up
+    rates = {k: [] for k in predictors}
+    for _ in range(rounds):
         for k,p in predictors.items():
             start = time.perf_counter()
-            out = p(images, tta, bs)
-            if i: rates[k].append(len(images)/(time.perf_counter()-start))
-            else: probs[k] = out # the first time warms up
+            p(images, tta, bs)
+            rates[k].append(len(images)/(time.perf_counter()-start))
     first = next(iter(probs.values()))
     rows = {}
     for k,p in predictors.items():
-        right = np.nan if labels is None else (np.array(p.classes)[probs[k].argmax(1)]==np.array(list(map(str, labels)))).mean()
-        rows[k] = dict(accuracy=right, same=(probs[k].argmax(1)==first.argmax(1)).mean(), difference=np.abs(probs[k]-first).max(), images_s=np.median(rates[k]) if rounds else np.nan, mb=p.mb)
+        predicted = probs[k].argmax(1)
+        correct = np.nan if labels is None else np.array(p.classes)[predicted]==np.array(labels, dtype=str)
+        rows[k] = dict(accuracy=np.mean(correct), same=(predicted==first.argmax(1)).mean(),
+                       difference=np.abs(probs[k]-first).max(), images_s=np.median(rates[k] or np.nan), mb=p.mb)
     return pd.DataFrame(rows).T

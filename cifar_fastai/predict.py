@@ -1,4 +1,4 @@
-"""A model in a file, and a prediction in a process that knows neither torch nor fastai
+"""Predict with an exported model in a process that imports neither torch nor fastai
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/predict.html.md"""
 
@@ -17,90 +17,100 @@ __all__ = ['PredictError', 'pixels', 'Predictor']
 
 # %% ../nbs/20_predict.ipynb #4eaff3a5
 class PredictError(ValueError):
-    "An invalid image or model file: the message says which one, and why"
+    "An invalid image or model file"
 
 def pixels(
     image, # Path, file, bytes of a file, Pillow image, or array [H, W] or [H, W, C], as for `decode_image`
     size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Decode one image by `decode_image`. Raise `PredictError` if that is impossible"
+    "Decode an image by `decode_image`. Raise `PredictError` if it cannot be decoded"
     try: return decode_image(image, size)
     except ImageError as e: raise PredictError(str(e)) from None
 
 # %% ../nbs/20_predict.ipynb #36ca29f4
-_batch_pixels = 2**24 # most pixels in a batch, so that large images do not fill the memory
+_batch_pixels = 2**24 # most pixels in a batch, which limits the memory for large images
 
 def _softmax(z):
     z = np.exp(z-z.max(-1, keepdims=True))
     return z/z.sum(-1, keepdims=True)
 
 class Predictor:
-    "A model that `to_onnx` wrote: pixels in, probabilities out. Needs numpy, Pillow and onnxruntime alone"
+    "A model that `to_onnx` wrote: takes pixels, returns probabilities. Needs only numpy, Pillow and onnxruntime"
     def __init__(self,
-        path, # ONNX file, or a folder with `model.onnx` in it
-        threads:int|None=None # Threads of onnxruntime; None lets it choose
+        path, # ONNX file, or a folder that contains `model.onnx`
+        threads:int|None=None # Threads of onnxruntime; None: as many as it chooses
     ):
-        "Raises `PredictError` for a file that is missing, is not ONNX, or does not say what its classes are"
+        "Raise `PredictError` if the file is missing, is not ONNX, or has no class names"
         try: import onnxruntime as ort
-        except ImportError: raise ImportError("Predictor needs the package onnxruntime of the extra export. In a clone of the library: pip install -e '.[export]'") from None
+        except ImportError:
+            raise ImportError("Predictor needs the package onnxruntime of the extra export. "
+                              "In a clone of the library: pip install -e '.[export]'") from None
         path = Path(path).expanduser()
         self.path = path/'model.onnx' if path.is_dir() else path
-        if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. `to_onnx` or cifar_export writes one')
+        if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. Write one by `to_onnx`')
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads: options.intra_op_num_threads = threads
-        try: self.session = ort.InferenceSession(str(self.path), options, providers=[o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()])
+        providers = [o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()]
+        try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as e: raise PredictError(f'{path}: not a readable ONNX file ({type(e).__name__})') from None
-        about = self.session.get_modelmeta().custom_metadata_map
-        if 'classes' not in about: raise PredictError(f'{path}: an ONNX file of another kind: it does not name its classes. `to_onnx` writes those that this reads')
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if 'classes' not in metadata: raise PredictError(f'{path}: no class names in it. Write it by `to_onnx`')
+        self.classes,self.size,self.name = json.loads(metadata['classes']),int(metadata['size']),metadata.get('name','')
+        self.logits = metadata.get('output')=='logits'
         self.mb = self.path.stat().st_size/1e6
-        self.classes,self.size,self.name,self.logits = json.loads(about['classes']),int(about['size']),about.get('name',''),about.get('output')=='logits'
 
     def _run(self, batch):
-        out = self.session.run(None, {self.session.get_inputs()[0].name: np.ascontiguousarray(batch)})[0].astype(np.float32)
+        "Return the logits of a batch, up to a constant for each image"
+        inputs = {self.session.get_inputs()[0].name: np.ascontiguousarray(batch)}
+        out = self.session.run(None, inputs)[0].astype(np.float32)
         return out if self.logits else np.log(np.maximum(out, 1e-30))
 
-    def _views(self, batch):
-        "Logits of six views, weighted"
-        s = max(1, round(batch.shape[1]/self.size))
+    def _run_tta(self, batch):
+        "Return the weighted mean of the logits of six views"
         h,w = batch.shape[1:3]
+        s = max(1, round(h/self.size)) # one pixel at the size of the network
         padded = np.pad(batch, ((0,0),(s,s),(s,s),(0,0)), mode='reflect')
-        views = [(.25,batch),(.125,padded[:,:h,:w]),(.125,padded[:,2*s:,2*s:])]
+        views = [(.25,batch), (.125,padded[:,:h,:w]), (.125,padded[:,2*s:,2*s:])]
         return sum(k*(self._run(v)+self._run(v[:,:,::-1])) for k,v in views)
 
     def read(self,
         image # As for `pixels`
-    ) -> np.ndarray: # uint8 RGB, [size, size, 3]; of an array, [H, W, 3]
-        "Decode an image. Files and Pillow images are resized by Pillow as they are read, as in training; arrays keep their size, and the model resizes them"
+    ) -> np.ndarray: # uint8 RGB, [size, size, 3]; of an array or tensor [H, W, 3], which the model resizes
+        "Decode an image. Files and Pillow images are resized while they are read, as in training"
         in_memory = isinstance(image, np.ndarray) or hasattr(image, 'detach')
         return pixels(image, None if in_memory else self.size)
 
     def __call__(self,
-        images, # An image, as for `pixels`; a list of them; or a batch of pixels [N, H, W, 3], uint8
-        tta:bool=False, # Test-time augmentation: six views of each image
-        bs:int=256 # Images in a batch, fewer if these are large; those of one size go together
+        images, # An image, as for `pixels`; a list of them; or a batch [N, H, W, 3], uint8
+        tta:bool=False, # Use test-time augmentation: six views of each image?
+        bs:int=256 # Batch size, smaller for large images; images of equal size share a batch
     ) -> np.ndarray: # Probabilities [N, n_classes]; [n_classes] for a single image
-        "Return the probabilities of images. Raise `PredictError` before the first prediction if one cannot be decoded"
-        one = isinstance(images, (str,Path,bytes,Image.Image)) or hasattr(images, 'read') or isinstance(images, np.ndarray) and images.ndim<4
-        batch = isinstance(images, np.ndarray) and images.dtype==np.uint8 and images.ndim==4 and images.shape[-1]==3
-        arrays = images if batch else [self.read(o) for o in ([images] if one else images)]
+        "Return class probabilities. Raise `PredictError`, before the first prediction, if an image cannot be decoded"
+        is_array = isinstance(images, np.ndarray)
+        is_file = isinstance(images, (str,Path,bytes)) or hasattr(images, 'read')
+        single = is_file or isinstance(images, Image.Image) or is_array and images.ndim<4
+        decoded = is_array and images.dtype==np.uint8 and images.ndim==4 and images.shape[-1]==3
+        arrays = images if decoded else [self.read(o) for o in ([images] if single else images)]
+        run = self._run_tta if tta else self._run
         res,by_size = np.zeros((len(arrays),len(self.classes)), np.float32),{}
         for i,o in enumerate(arrays): by_size.setdefault(o.shape, []).append(i)
         for (h,w,_),ids in by_size.items():
             n = max(1, min(bs, _batch_pixels//(h*w)))
             for k in range(0, len(ids), n):
-                some = ids[k:k+n]
-                res[some] = _softmax((self._views if tta else self._run)(np.stack([arrays[i] for i in some])))
-        return res[0] if one else res
+                batch = ids[k:k+n]
+                res[batch] = _softmax(run(np.stack([arrays[i] for i in batch])))
+        return res[0] if single else res
 
     def top(self,
         image, # As for `pixels`
         k:int=3, # Number of classes
-        tta:bool=False # Test-time augmentation: six views of the image
-    ) -> list: # (class, probability), the likeliest first
-        "The likeliest classes of an image. Raises `ValueError` for less than one"
+        tta:bool=False # Use test-time augmentation?
+    ) -> list: # (class, probability), highest first
+        "Return the `k` most probable classes of an image. Raise `ValueError` if `k` is below 1"
         if k<1: raise ValueError(f'top: k={k}, expected at least 1')
         p = self(image, tta)
         return [(self.classes[i],float(p[i])) for i in p.argsort()[::-1][:k]]
 
-    def __repr__(self): return f'{type(self).__name__}({self.name}: {len(self.classes)} classes, images of {self.size}x{self.size})'
+    def __repr__(self):
+        return f'{type(self).__name__}({self.name}: {len(self.classes)} classes, images of {self.size}x{self.size})'
