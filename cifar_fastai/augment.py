@@ -1,4 +1,4 @@
-"""Define augmentation once, as a `Policy`, and run it with albumentations image by image, or on the device batch by batch
+"""Define augmentation once as a `Policy`; run it image by image with albumentations, or batch by batch on the device
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/augment.html.md"""
 
@@ -18,59 +18,63 @@ __all__ = ['cifar_mean', 'cifar_std', 'augment_ops', 'policies', 'Policy', 'affi
 
 # %% ../nbs/03_augment.ipynb #f35fe794
 cifar_mean,cifar_std = (0.4914,0.4822,0.4465),(0.2470,0.2435,0.2616)
-augment_ops = {} # operations by name, each a pair: for the item engine, a function of (policy, fill, size); for the batch engine, of (policy, x, fill, draw)
+augment_ops = {} # name: (item(policy, fill, size), batch(policy, x, fill, draw)), a function for each engine
+_builtin_ops = ('crop','affine','flip','cutout','brightness_contrast')
 
 @dataclass(frozen=True)
 class Policy:
-    "What happens to a training image; a value of 0 leaves that operation out"
-    pad:int=0 # Pixels added at each side before a random crop back to the image's own size
-    pad_mode:str='constant' # What is added: 'constant' (the fill) or 'reflect'
-    shift:float=0. # Largest shift, as a share of the side; new pixels are reflections, as for all of `shift`, `scale`, `rotate`
-    scale:float=0. # Largest change of scale: 0.15 draws from 0.85 to 1.15
-    rotate:float=0. # Largest rotation, in degrees
-    affine_p:float=1. # Probability of shift, scale and rotation, done together
-    flip:float=0. # Probability of a mirror image
-    alternating_flip:bool=False # Mirror half of the images in one epoch and the other half in the next (airbench), instead of at random
-    cutout:int=0 # Side of the cutout in pixels: a square inside the image that is replaced by the fill
+    "Define the augmentation of training images; an operation whose values are 0 is left out"
+    pad:int=0 # Pixels added on each side before a random crop to the original size
+    pad_mode:str='constant' # Added pixels: 'constant' (the fill) or 'reflect'
+    shift:float=0. # Maximum shift, as a fraction of the side; `shift`, `scale` and `rotate` reflect at the borders
+    scale:float=0. # Maximum change of scale: 0.15 draws from 0.85 to 1.15
+    rotate:float=0. # Maximum rotation, in degrees
+    affine_p:float=1. # Probability of shift, scale and rotation, applied together
+    flip:float=0. # Probability of a horizontal flip
+    alternating_flip:bool=False # Flip half of the images in even epochs, the others in odd epochs, instead of at random
+    cutout:int=0 # Side in pixels of a square inside the image that is replaced by the fill
     cutout_p:float=1. # Probability of cutout
-    brightness:float=0. # Largest change of brightness, as a share of the full range
-    contrast:float=0. # Largest change of contrast: 0.13 multiplies by 0.87 to 1.13
-    order:tuple=('crop','affine','flip','cutout','brightness_contrast') # Operations in their order; those of the five that are not named come after, others of `augment_ops` only where they are named
-    fill:str='mean' # Fill of padding and cutout: 'mean' of the training set, or 'normalized_mean', the lighter grey of two of the published trainings
+    brightness:float=0. # Maximum change of brightness, as a fraction of the full range
+    contrast:float=0. # Maximum change of contrast: 0.13 multiplies by 0.87 to 1.13
+    order:tuple=_builtin_ops # Operations in order; missing built-in ones are appended, custom ones run only if listed
+    fill:str='mean' # Fill of padding and cutout: 'mean' of the training set, or the lighter 'normalized_mean'
 
     def __post_init__(self):
         def check(ok, nm, want):
-            if not ok: raise ValueError(f'Policy: {nm}={getattr(self,nm)!r}, expected {want}')
-        for nm in ('affine_p','flip','cutout_p'): check(0<=getattr(self,nm)<=1, nm, 'a probability, 0 to 1')
-        for nm in ('shift','scale','brightness','contrast'): check(0<=getattr(self,nm)<1, nm, 'a share, from 0 to below 1')
-        for nm in ('pad','cutout','rotate'): check(getattr(self,nm)>=0, nm, 'a value of 0 or more')
+            if not ok: raise ValueError(f'Policy: invalid {nm}={getattr(self,nm)!r}, expected {want}')
+        for nm in ('affine_p','flip','cutout_p'): check(0<=getattr(self,nm)<=1, nm, 'a probability from 0 to 1')
+        for nm in ('shift','scale','brightness','contrast'):
+            check(0<=getattr(self,nm)<1, nm, 'a fraction of at least 0 and below 1')
+        for nm in ('pad','cutout','rotate'): check(getattr(self,nm)>=0, nm, '0 or more')
         check(self.pad_mode in ('constant','reflect'), 'pad_mode', "'constant' or 'reflect'")
         check(not self.alternating_flip or self.flip==.5, 'flip', '0.5 with alternating_flip=True')
         check(self.fill in ('mean','normalized_mean'), 'fill', "'mean' or 'normalized_mean'")
-        names = ('crop','affine','flip','cutout','brightness_contrast')
-        known = dict.fromkeys([*names,*augment_ops])
-        check(set(self.order)<=set(known) and len(set(self.order))==len(self.order), 'order', f'names out of {", ".join(known)}, each once')
-        object.__setattr__(self, 'order', (*self.order, *(o for o in names if o not in self.order))) # those not named come last
+        known = dict.fromkeys([*_builtin_ops,*augment_ops])
+        valid = set(self.order)<=set(known) and len(set(self.order))==len(self.order)
+        check(valid, 'order', f'names from {", ".join(known)}, each at most once')
+        object.__setattr__(self, 'order', (*self.order, *(o for o in _builtin_ops if o not in self.order)))
 
     def __repr__(self):
-        "Only what differs from the defaults"
-        return f"Policy({', '.join(f'{f.name}={getattr(self,f.name)!r}' for f in fields(self) if getattr(self,f.name)!=f.default)})"
+        changed = [f'{f.name}={getattr(self,f.name)!r}' for f in fields(self) if getattr(self,f.name)!=f.default]
+        return f'Policy({", ".join(changed)})'
 
     def but(self, **changes) -> Policy:
-        "The same policy with some fields changed"
+        "Return a copy with some fields changed"
         return replace(self, **changes)
 
     def fill_value(self,
-        mean:tuple=cifar_mean, # Mean of the training images, a value for each channel, 0..1
-        std:tuple=cifar_std # Standard deviation of the training images, likewise
-    ) -> tuple: # Fill of padding and holes, a value for each channel, 0..255
-        "Return the fill: the channel mean, which is 0 after normalization, or with `fill='normalized_mean'` the pixel that is `mean` after it"
-        return tuple(round(255*min(1., m*(1+s) if self.fill=='normalized_mean' else m)) for m,s in zip(mean,std))
+        mean:tuple=cifar_mean, # Mean of the training images per channel, 0..1
+        std:tuple=cifar_std # Standard deviation of the training images per channel, 0..1
+    ) -> tuple: # Value per channel, 0..255
+        "Return the fill of padding and cutout: what normalization maps to 0, or to `mean` for 'normalized_mean'"
+        if self.fill=='normalized_mean': mean = [m*(1+s) for m,s in zip(mean,std)]
+        return tuple(round(255*min(1., m)) for m in mean)
 
 # %% ../nbs/03_augment.ipynb #ffeadcd5
 policies = dict(
     none=Policy(),
-    layernorm_resnet18=Policy(pad=2, pad_mode='reflect', cutout=16, cutout_p=.5, rotate=5, order=('crop','cutout','affine')),
+    layernorm_resnet18=Policy(pad=2, pad_mode='reflect', cutout=16, cutout_p=.5, rotate=5,
+                              order=('crop','cutout','affine')),
     attention=Policy(rotate=5, pad=4, cutout=16, cutout_p=.5, order=('affine','crop','cutout')),
     resnet18=Policy(),
     davidnet=Policy(pad=2, shift=.15, scale=.15, rotate=7, affine_p=.5, flip=.3, cutout=8),
@@ -79,126 +83,134 @@ policies = dict(
 
 # %% ../nbs/03_augment.ipynb #0a1d2080
 class _Draw:
-    "Random numbers for each image of a batch. They are drawn for `total` images at once, so that batches of any size get the same"
+    "Draw random numbers for `total` images at once and return them by batch, whatever the batch size"
     def __init__(self, total, device, g):
-        self.total,self.device,self.g,self.drawn,self.n_seen = total,device,g,[],0
+        self.total,self.device,self.g = total,device,g
+        self.drawn,self.n_seen = [],0
 
     def batch(self, n):
         "Move on to the next `n` images"
-        self.n,self.now,self.i = n,slice(self.n_seen,self.n_seen+n),0
+        self.i,self.rows = 0,slice(self.n_seen,self.n_seen+n)
         self.n_seen += n
         return self
 
     def _next(self, draw):
         if self.i==len(self.drawn): self.drawn.append(draw())
         self.i += 1
-        return self.drawn[self.i-1][self.now]
+        return self.drawn[self.i-1][self.rows]
 
     def uniform(self, lo, hi):
         return self._next(lambda: torch.empty(self.total, device=self.device).uniform_(lo, hi, generator=self.g))
     def integer(self, lo, hi):
         return self._next(lambda: torch.randint(lo, hi+1, (self.total,), device=self.device, generator=self.g))
-    def chance(self, p): return self._next(lambda: torch.rand(self.total, device=self.device, generator=self.g))<p
+    def bernoulli(self, p):
+        return self._next(lambda: torch.rand(self.total, device=self.device, generator=self.g))<p
 
 def _axis(x, dim): return torch.arange(x.shape[dim], device=x.device)
 def _where(mask, a, b): return torch.where(mask[:,None,None,None], a, b)
-def _like(y, x): return y.round().clamp(0,255).to(torch.uint8) if x.dtype==torch.uint8 else y.to(x.dtype)
-def _reflect(i, n):
-    "Index `i` reflected into 0..n-1 about the outermost pixels"
-    i = i.abs()%(2*n-2)
-    return torch.where(i<n, i, 2*n-2-i)
+def _to_dtype(x, dtype): return x.round().clamp(0,255).to(dtype) if dtype==torch.uint8 else x.to(dtype)
+def _reflect(i, n): return (n-1)-(i%(2*n-2)-(n-1)).abs() # `i` into 0..n-1, about the outermost pixels
 
 # %% ../nbs/03_augment.ipynb #a344da9a
 def _shift_pixels(
     x:Tensor, # Batch [N, C, H, W]
-    dy:Tensor, # Rows [N], whole numbers: the image moves up by so many
-    dx:Tensor, # Columns [N], likewise: to the left
-    fill:Tensor|None=None # Value for each channel, [1, C, 1, 1], of what comes in from outside; None reflects
+    dy:Tensor, # Rows [N], integers: the image moves up
+    dx:Tensor, # Columns [N], integers: the image moves to the left
+    fill:Tensor|None=None # Value of pixels from outside, [1, C, 1, 1]; None reflects
 ) -> Tensor: # Batch of the same shape and type
     "Shift each image by whole pixels"
     n,c,h,w = x.shape
-    r,k = _axis(x,2)+dy[:,None],_axis(x,3)+dx[:,None]
-    i,j = (_reflect(r,h),_reflect(k,w)) if fill is None else (r.clamp(0,h-1),k.clamp(0,w-1))
-    idx = ((torch.arange(n, device=x.device)[:,None]*h+i)[:,:,None]*w + j[:,None,:]).flatten()
-    res = x.permute(0,2,3,1).reshape(n*h*w, c)[idx].view(n,h,w,c).permute(0,3,1,2)
+    rows,cols = _axis(x,2)+dy[:,None],_axis(x,3)+dx[:,None]
+    if fill is None: i,j = _reflect(rows,h),_reflect(cols,w)
+    else:            i,j = rows.clamp(0,h-1),cols.clamp(0,w-1)
+    idx = (_axis(x,0)[:,None]*h+i)[:,:,None]*w + j[:,None,:]
+    res = x.permute(0,2,3,1).reshape(n*h*w, c)[idx.flatten()].view(n,h,w,c).permute(0,3,1,2)
     if fill is None: return res
-    inside = ((r>=0)&(r<h))[:,None,:,None] & ((k>=0)&(k<w))[:,None,None,:]
+    inside = (rows==i)[:,None,:,None] & (cols==j)[:,None,None,:]
     return torch.where(inside, res, fill)
 
 def _crop_batch(p, x, fill, draw):
     if not p.pad: return x
-    return _shift_pixels(x, draw.integer(-p.pad,p.pad), draw.integer(-p.pad,p.pad), fill if p.pad_mode=='constant' else None)
+    dy,dx = draw.integer(-p.pad,p.pad),draw.integer(-p.pad,p.pad)
+    return _shift_pixels(x, dy, dx, fill if p.pad_mode=='constant' else None)
 
 def _crop_item(p, fill, size):
     import albumentations as A, cv2
+    if not p.pad: return []
     mode = cv2.BORDER_CONSTANT if p.pad_mode=='constant' else cv2.BORDER_REFLECT_101
-    return [A.Pad(padding=p.pad, border_mode=mode, fill=fill), A.RandomCrop(*size)] if p.pad else []
+    return [A.Pad(padding=p.pad, border_mode=mode, fill=fill), A.RandomCrop(*size)]
 
 # %% ../nbs/03_augment.ipynb #b8779496
 def affine(
     x:Tensor, # Batch [N, C, H, W]
     angle:Tensor, # Degrees [N], counter-clockwise
     scale:Tensor, # Factors [N], above 1 enlarges
-    dx:Tensor, # Shifts to the right [N], as a share of the width
-    dy:Tensor # Shifts downwards [N], as a share of the height
+    dx:Tensor, # Shifts to the right [N], as a fraction of the width
+    dy:Tensor # Shifts downwards [N], as a fraction of the height
 ) -> Tensor: # Batch of the same shape and type
     "Rotate and scale each image about its centre, then shift it"
     h,w = x.shape[-2:]
     cy,cx = (h-1)/2,(w-1)/2
-    v,u = _axis(x,2)[None,:,None]-cy-(dy*h)[:,None,None],_axis(x,3)[None,None,:]-cx-(dx*w)[:,None,None]
+    v = _axis(x,2)[None,:,None]-cy-(dy*h)[:,None,None]
+    u = _axis(x,3)[None,None,:]-cx-(dx*w)[:,None,None]
     a = torch.deg2rad(angle)
     cos,sin = (a.cos()/scale)[:,None,None],(a.sin()/scale)[:,None,None]
     grid = torch.stack([(cos*u-sin*v)/cx, (sin*u+cos*v)/cy], -1)
-    return _like(F.grid_sample(x.float(), grid, mode='bilinear', padding_mode='reflection', align_corners=True), x)
+    res = F.grid_sample(x.float(), grid, mode='bilinear', padding_mode='reflection', align_corners=True)
+    return _to_dtype(res, x.dtype)
 
 def _affine_batch(p, x, fill, draw):
     if not (p.shift or p.scale or p.rotate): return x
-    y = affine(x, draw.uniform(-p.rotate,p.rotate), draw.uniform(1-p.scale,1+p.scale), draw.uniform(-p.shift,p.shift), draw.uniform(-p.shift,p.shift))
-    return y if p.affine_p==1 else _where(draw.chance(p.affine_p), y, x)
+    angle,scale = draw.uniform(-p.rotate,p.rotate),draw.uniform(1-p.scale,1+p.scale)
+    dx,dy = draw.uniform(-p.shift,p.shift),draw.uniform(-p.shift,p.shift)
+    res = affine(x, angle, scale, dx, dy)
+    return res if p.affine_p==1 else _where(draw.bernoulli(p.affine_p), res, x)
 
 def _affine_item(p, fill, size):
     import albumentations as A, cv2
     if not (p.shift or p.scale or p.rotate): return []
     class Affine(A.Affine):
-        def _get_translate_params(self, shape): # 2.0.8 cuts a shift down to whole pixels, which moves its spread
+        def _get_translate_params(self, shape): # albumentations 2.0.8 truncates shifts to whole pixels
             x,y = (self.py_random.uniform(*self.translate_percent[o]) for o in 'xy')
             return dict(x=x*shape[1], y=y*shape[0])
-    return [Affine(scale=(1-p.scale,1+p.scale), translate_percent=dict(x=(-p.shift,p.shift), y=(-p.shift,p.shift)), keep_ratio=True,
-                     rotate=(-p.rotate,p.rotate), interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101, p=p.affine_p)]
+    shift = (-p.shift,p.shift)
+    return [Affine(scale=(1-p.scale,1+p.scale), translate_percent=dict(x=shift, y=shift), keep_ratio=True,
+                   rotate=(-p.rotate,p.rotate), interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101,
+                   p=p.affine_p)]
 
 # %% ../nbs/03_augment.ipynb #c609a4e1
-@lru_cache(maxsize=32) # a copy to a GPU waits for all that it has to do
-def _coin_keys(n, seed, device):
-    "A random number of 64 bits for each of `n` words"
+@lru_cache(maxsize=32) # a copy to a GPU would wait for all work in its queue
+def _hash_keys(n, seed, device):
     return torch.randint(-2**63, 2**63-1, (n,), generator=torch.Generator().manual_seed(seed)).to(device)
 
-def _mix(h):
-    "Mix the bits of numbers of 64 bits, in place (MurmurHash3's finalizer)"
-    for factor in (-0xae502812aa7333,-0x3b314601e57a13ad): # two's complement of its 0xff51afd7ed558ccd, 0xc4ceb9fe1a85ec53
+def _mix_bits(h):
+    "Mix the bits of 64-bit integers, in place (MurmurHash3's finalizer)"
+    for factor in (-0xae502812aa7333,-0x3b314601e57a13ad): # 0xff51afd7ed558ccd, 0xc4ceb9fe1a85ec53, signed
         h ^= (h>>33)&0x7fffffff
         h *= factor
     h ^= (h>>33)&0x7fffffff
     return h
 
-def _words(x):
-    "Images of uint8 as numbers of 64 bits, eight pixels in each"
+def _as_words(x):
+    "View uint8 images as 64-bit integers of eight pixels each"
     x = x.flatten(1)
     return F.pad(x, (0,-x.shape[1]%8)).view(torch.int64)
 
-def _pixel_coin(
+def _flipped_first(
     x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1
-    seed:int=0 # Another seed tosses again
+    seed:int=0 # Selects the hash function
 ) -> Tensor: # bool [N]
-    "Toss a fair coin for each image, always the same for the same pixels: a bit of a hash of all pixels and their places"
-    fine = None if x.dtype==torch.uint8 else (x.float()*255*256).round().to(torch.int32) # 256 steps between two levels
-    words = _words(x if fine is None else (fine>>8).to(torch.uint8))
-    keys = _coin_keys(words.shape[1], seed, x.device)
-    h = _mix(words^keys).sum(1)
-    if fine is not None: h += (_mix(_words((fine&255).to(torch.uint8)))*keys).sum(1) # 0 for floats that are levels of uint8
-    return _mix(h)&1==1
+    "Return which images alternating flip mirrors in even epochs: one bit of a hash of pixels and positions"
+    is_float = x.dtype!=torch.uint8
+    if is_float: x = (x.float()*255*256).round().to(torch.int32) # 256 steps between two levels of uint8
+    words = _as_words((x>>8).to(torch.uint8) if is_float else x)
+    keys = _hash_keys(words.shape[1], seed, x.device)
+    h = _mix_bits(words^keys).sum(1)
+    if is_float: h += (_mix_bits(_as_words((x&255).to(torch.uint8)))*keys).sum(1) # 0 for levels of uint8
+    return _mix_bits(h)&1==1
 
 def _flip_batch(p, x, fill, draw):
-    return _where(draw.chance(p.flip), x.flip(-1), x) if p.flip and not p.alternating_flip else x
+    return _where(draw.bernoulli(p.flip), x.flip(-1), x) if p.flip and not p.alternating_flip else x
 
 def _flip_item(p, fill, size):
     import albumentations as A
@@ -207,68 +219,79 @@ def _flip_item(p, fill, size):
 # %% ../nbs/03_augment.ipynb #2e2a20f6
 def _cutout_batch(p, x, fill, draw):
     if not p.cutout: return x
-    s,(h,w) = p.cutout,x.shape[-2:]
-    r,k = _axis(x,2)-draw.integer(0,h-s)[:,None],_axis(x,3)-draw.integer(0,w-s)[:,None]
-    rows = (r>=0)&(r<s)&draw.chance(p.cutout_p)[:,None]
-    return torch.where(rows[:,None,:,None] & ((k>=0)&(k<s))[:,None,None,:], fill, x)
+    side,(h,w) = p.cutout,x.shape[-2:]
+    rows = _axis(x,2)-draw.integer(0,h-side)[:,None]
+    cols = _axis(x,3)-draw.integer(0,w-side)[:,None]
+    in_rows = (rows>=0)&(rows<side)&draw.bernoulli(p.cutout_p)[:,None]
+    in_cols = (cols>=0)&(cols<side)
+    return torch.where(in_rows[:,None,:,None]&in_cols[:,None,None,:], fill, x)
 
 def _cutout_item(p, fill, size):
     import albumentations as A
-    return [A.CoarseDropout(num_holes_range=(1,1), hole_height_range=(p.cutout,p.cutout), hole_width_range=(p.cutout,p.cutout), fill=fill, p=p.cutout_p)] if p.cutout else []
+    if not p.cutout: return []
+    side = (p.cutout,p.cutout)
+    return [A.CoarseDropout((1,1), hole_height_range=side, hole_width_range=side, fill=fill, p=p.cutout_p)]
 
 def _brightness_contrast_batch(p, x, fill, draw):
     if not (p.brightness or p.contrast): return x
     top = 255 if x.dtype==torch.uint8 else 1
-    c,b = draw.uniform(1-p.contrast,1+p.contrast)[:,None,None,None],draw.uniform(-p.brightness,p.brightness)[:,None,None,None]
-    return _like((x.float()*c+b*top).clamp(0,top), x)
+    contrast = draw.uniform(1-p.contrast,1+p.contrast)[:,None,None,None]
+    brightness = draw.uniform(-p.brightness,p.brightness)[:,None,None,None]
+    return _to_dtype((x.float()*contrast+brightness*top).clamp(0,top), x.dtype)
 
 def _brightness_contrast_item(p, fill, size):
     import albumentations as A
-    return [A.RandomBrightnessContrast(brightness_limit=p.brightness, contrast_limit=p.contrast, p=1)] if p.brightness or p.contrast else []
+    if not (p.brightness or p.contrast): return []
+    return [A.RandomBrightnessContrast(brightness_limit=p.brightness, contrast_limit=p.contrast, p=1)]
 
 augment_ops.update(crop=(_crop_item,_crop_batch), affine=(_affine_item,_affine_batch), flip=(_flip_item,_flip_batch),
-                   cutout=(_cutout_item,_cutout_batch), brightness_contrast=(_brightness_contrast_item,_brightness_contrast_batch))
+                   cutout=(_cutout_item,_cutout_batch),
+                   brightness_contrast=(_brightness_contrast_item,_brightness_contrast_batch))
 
 # %% ../nbs/03_augment.ipynb #959ffb30
 @lru_cache(maxsize=32)
-def _fill(values, dtype, device):
+def _fill_tensor(values, dtype, device):
     fill = torch.tensor(values)[None,:,None,None]
     return (fill.to(dtype) if dtype==torch.uint8 else fill.to(dtype)/255).to(device)
 
+def _check_cutout(policy, size):
+    if policy.cutout>min(size):
+        raise ValueError(f'Policy: cutout={policy.cutout} does not fit into images of {size[0]}x{size[1]} pixels')
+
 def augment_batch(
     x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1, on any device
-    policy:Policy, # What to do
+    policy:Policy, # Operations to apply
     g:torch.Generator|None=None, # Random number generator on the same device; None uses torch's default
-    mean:tuple=cifar_mean, # Mean of the training images: the fill
-    std:tuple=cifar_std, # Their standard deviation: the fill, if published
-    epoch:int=0, # Number of the epoch, for alternating flip
-    seed:int=0, # Seed of the coin of alternating flip
-    draw=None # Random numbers of a whole epoch; None draws for this batch
+    mean:tuple=cifar_mean, # Mean of the training images per channel, 0..1, for the fill
+    std:tuple=cifar_std, # Standard deviation of the training images per channel, for fill='normalized_mean'
+    epoch:int=0, # Epoch, for alternating flip
+    seed:int=0, # Seed of alternating flip
+    draw=None # Random numbers of the epoch; None draws them for this batch
 ) -> Tensor: # Batch of the same shape and type
-    "Augment a batch by `policy`, with random numbers of its own for each image"
+    "Apply `policy` to a batch, with separate random numbers for each image"
     kind,x = type(x),x.as_subclass(Tensor)
-    if policy.cutout>min(x.shape[-2:]): raise ValueError(f'Policy: cutout={policy.cutout} does not fit into images of {x.shape[-2]}x{x.shape[-1]} pixels')
-    fill = _fill(tuple(policy.fill_value(mean,std)), x.dtype, x.device)
+    _check_cutout(policy, x.shape[-2:])
+    fill = _fill_tensor(policy.fill_value(mean,std), x.dtype, x.device)
     draw = (draw or _Draw(len(x), x.device, g)).batch(len(x))
-    if policy.alternating_flip: x = _where(_pixel_coin(x,seed)^bool(epoch%2), x.flip(-1), x)
+    if policy.alternating_flip: x = _where(_flipped_first(x,seed)^bool(epoch%2), x.flip(-1), x)
     for op in policy.order: x = augment_ops[op][1](policy, x, fill, draw)
     return x.as_subclass(kind)
 
 # %% ../nbs/03_augment.ipynb #d1b398c0
 class _Augment(Transform):
-    "Base class of augmentation transforms, whose random numbers are a function of `seed`, the process's rank and the epoch"
+    "Base class of augmentation transforms, whose random numbers depend on `seed`, the rank and the epoch"
     split_idx = 0
     def __init__(self,
-        policy:Policy, # What to do
-        mean:tuple=cifar_mean, # Mean of the training images, 0..1: the fill
-        std:tuple=cifar_std, # Their standard deviation
-        seed:int=0 # The same seed repeats
+        policy:Policy, # Operations to apply
+        mean:tuple=cifar_mean, # Mean of the training images per channel, 0..1, for the fill
+        std:tuple=cifar_std, # Standard deviation of the training images per channel
+        seed:int=0 # Seed
     ):
         store_attr()
         self.start_epoch(0)
 
 class BatchAugment(_Augment):
-    "`augment_batch` as a fastai batch transform"
+    "Apply `augment_batch` as a fastai batch transform"
     order = 9 # before `IntToFloatTensor`
     def start_epoch(self, epoch, n_images=None): self.epoch,self.n_images,self.g,self.draw = epoch,n_images,None,None
     def __getstate__(self): return {**self.__dict__, 'g':None, 'draw':None} # `learn.export` cannot pickle a generator
@@ -276,54 +299,52 @@ class BatchAugment(_Augment):
     def encodes(self, x:TensorImage):
         if self.g is None or self.g.device.type!=x.device.type:
             self.g = torch.Generator(x.device).manual_seed(derive_seed(self.seed, rank_distrib(), self.epoch))
-            self.draw = self.n_images and _Draw(self.n_images, x.device, self.g)
+            self.draw = _Draw(self.n_images, x.device, self.g) if self.n_images else None
         return augment_batch(x, self.policy, self.g, self.mean, self.std, self.epoch, self.seed, self.draw)
 
 @patch
 def batch_tfms(self:Policy,
-    mean:tuple=cifar_mean, # Mean of the training images, 0..1
-    std:tuple=cifar_std, # Their standard deviation
-    seed:int=0 # The same seed repeats
-) -> list: # fastai batch transforms, empty if there is nothing to do
-    "This policy by the batch engine"
+    mean:tuple=cifar_mean, # Mean of the training images per channel, 0..1
+    std:tuple=cifar_std, # Standard deviation of the training images per channel
+    seed:int=0 # Seed
+) -> list: # fastai batch transforms, empty for `Policy()`
+    "Return the transform of the batch engine"
     return [] if self==Policy() else [BatchAugment(self, mean, std, seed)]
 
 # %% ../nbs/03_augment.ipynb #4f0fcf6c
 class ItemAugment(_Augment):
-    "A policy by albumentations, image by image, as a fastai item transform for the training part"
+    "Apply a policy image by image with albumentations, as a fastai item transform of the training set"
     order = 1 # before `ToTensor`
     def start_epoch(self, epoch, n_images=None): self.epoch,self.worker,self.composed = epoch,None,{}
-
-    def __getstate__(self): # albumentations's transforms cannot all be pickled; a worker process makes its own
-        return {**self.__dict__, 'worker':None, 'composed':{}}
+    def __getstate__(self): return {**self.__dict__, 'worker':None, 'composed':{}} # some transforms cannot be pickled
 
     def _compose(self, size):
         os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
         import albumentations as A
-        if self.policy.cutout>min(size): raise ValueError(f'Policy: cutout={self.policy.cutout} does not fit into images of {size[0]}x{size[1]} pixels')
+        _check_cutout(self.policy, size)
         fill = self.policy.fill_value(self.mean, self.std)
-        return A.Compose(sum([augment_ops[o][0](self.policy, fill, size) for o in self.policy.order], []))
+        res = A.Compose(sum([augment_ops[o][0](self.policy, fill, size) for o in self.policy.order], []))
+        res.set_random_state(*self.rngs)
+        return res
 
     def encodes(self, img:PILImage):
         a,info = np.asarray(img),torch.utils.data.get_worker_info()
         worker = 0 if info is None else info.id+1
-        if worker!=self.worker: # a new generator for this worker and epoch
+        if worker!=self.worker: # new generators for this worker and epoch
             seed = derive_seed(self.seed, rank_distrib(), self.epoch, worker)
             self.worker,self.composed,self.rngs = worker,{},(np.random.default_rng(seed),random.Random(seed))
         size = a.shape[:2]
-        if size not in self.composed:
-            self.composed[size] = self._compose(size)
-            self.composed[size].set_random_state(*self.rngs)
+        if size not in self.composed: self.composed[size] = self._compose(size)
         if self.policy.alternating_flip:
-            coin = _pixel_coin(torch.from_numpy(a.copy()).permute(2,0,1)[None], self.seed).item()
-            if coin^bool(self.epoch%2): a = np.ascontiguousarray(a[:,::-1])
+            flipped = _flipped_first(torch.from_numpy(a.copy()).permute(2,0,1)[None], self.seed).item()
+            if flipped^bool(self.epoch%2): a = np.ascontiguousarray(a[:,::-1])
         return type(img)(Image.fromarray(self.composed[size](image=a)['image']))
 
 @patch
 def item_tfms(self:Policy,
-    mean:tuple=cifar_mean, # Mean of the training images, 0..1
-    std:tuple=cifar_std, # Their standard deviation
-    seed:int=0 # The same seed repeats
-) -> list: # fastai item transforms, empty if there is nothing to do
-    "This policy by albumentations"
+    mean:tuple=cifar_mean, # Mean of the training images per channel, 0..1
+    std:tuple=cifar_std, # Standard deviation of the training images per channel
+    seed:int=0 # Seed
+) -> list: # fastai item transforms, empty for `Policy()`
+    "Return the transform of the item engine"
     return [] if self==Policy() else [ItemAugment(self, mean, std, seed)]

@@ -1,4 +1,4 @@
-"""Helpers that all modules share: name lookup, random seeds and RNG state, device capabilities, atomic writes
+"""Helpers that all modules share: name lookup, seeds and RNG state, device capabilities, atomic writes, colours
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 
@@ -8,9 +8,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 from __future__ import annotations
 import difflib,os,random,shutil,sys,tempfile,time
 from contextlib import contextmanager
+import torch
 from filelock import FileLock
-from pathlib import Path
-import numpy as np
+from fastai.torch_core import *
+from fastai.imports import *
 
 # %% auto #0
 __all__ = ['okabe_ito', 'look_up', 'derive_seed', 'rng_state', 'set_rng_state', 'cpu_has_bf16', 'half_precision', 'device_name',
@@ -18,30 +19,31 @@ __all__ = ['okabe_ito', 'look_up', 'derive_seed', 'rng_state', 'set_rng_state', 
 
 # %% ../nbs/00_core.ipynb #43133c0b
 def look_up(
-    kind:str, # What is looked for, for the message: 'recipe', 'model', ...
-    name:str, # Its name
-    options # The names there are, or a dict by name
+    kind:str, # Kind of name, for the error message: 'recipe', 'model', ...
+    name:str, # Name to look up
+    options # Valid names, or a dict of them
 ): # `options[name]` of a dict, else `name`
     "Look up a name. Raise `ValueError` with the closest match for an unknown one"
     if name in options: return options[name] if isinstance(options, dict) else name
-    lower = {str(o).lower(): o for o in options}
+    valid,lower = ', '.join(map(str, options)),{str(o).lower(): o for o in options}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=.4)
-    raise ValueError(f'{kind} {name!r}: ' + (f'did you mean {lower[near[0]]!r}? There are ' if near else 'expected one of ') + ', '.join(map(str, options)))
+    hint = f'did you mean {lower[near[0]]!r}? There are' if near else 'expected one of'
+    raise ValueError(f'{kind} {name!r}: {hint} {valid}')
 
 # %% ../nbs/00_core.ipynb #66a828cc
 def derive_seed(
-    *keys:int # Such as seed, rank, epoch, worker; none negative
-) -> int: # A seed below 2**63
-    "One seed from several numbers, well mixed: neighbours have nothing in common"
+    *keys:int # Numbers of at least 0, such as seed, rank, epoch and worker
+) -> int: # Seed below 2**63
+    "Return a seed for a combination of numbers; seeds of similar combinations are unrelated"
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]>>1)
 
 # %% ../nbs/00_core.ipynb #3e109e90
-def rng_state() -> dict: # For `set_rng_state`; of tensors, numbers and texts
-    "The random states of Python, numpy and torch, those of CUDA and MPS included"
-    import torch
+def rng_state() -> dict: # Tensors, numbers and strings, for `set_rng_state`
+    "Return the RNG state of Python, NumPy and torch, CUDA and MPS included"
     version,internal,gauss = random.getstate()
     kind,keys,*rest = np.random.get_state()
-    res = dict(python=[version,list(internal),gauss], numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*rest], torch=torch.get_rng_state())
+    res = dict(python=[version,list(internal),gauss], numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*rest],
+               torch=torch.get_rng_state())
     if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available(): res['mps'] = torch.mps.get_rng_state()
     return res
@@ -49,8 +51,7 @@ def rng_state() -> dict: # For `set_rng_state`; of tensors, numbers and texts
 def set_rng_state(
     state:dict # From `rng_state`
 ):
-    "Put random states back"
-    import torch
+    "Restore an RNG state"
     version,internal,gauss = state['python']
     random.setstate((version,tuple(internal),gauss))
     kind,keys,*rest = state['numpy']
@@ -61,7 +62,7 @@ def set_rng_state(
     if 'mps' in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/00_core.ipynb #212ac538
-def cpu_has_bf16() -> bool: # False: bf16 would be emulated, far slower than fp32
+def cpu_has_bf16() -> bool:
     """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, SVE-BF16)
 
     The environment variable `CIFAR_FASTAI_BF16`, 1 or 0, overrides it."""
@@ -70,47 +71,47 @@ def cpu_has_bf16() -> bool: # False: bf16 would be emulated, far slower than fp3
     if setting not in ('','0','1'):
         raise ValueError(f'CIFAR_FASTAI_BF16={setting}: expected 0 or 1. Unset it to use what the CPU has')
     if setting: return setting=='1'
-    caps = getattr(torch.cpu, 'get_capabilities', dict)()
-    return torch.cpu._is_avx512_bf16_supported() or bool(caps.get('sve_bf16', False))
+    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    return torch.cpu._is_avx512_bf16_supported() or bool(capabilities.get('sve_bf16', False))
 
 # %% ../nbs/00_core.ipynb #a632a39a
 def half_precision(
-    device=None # A `torch.device` or its name; None is fastai's default device
+    device=None # `torch.device` or its name; None is fastai's default device
 ) -> str|None: # 'fp16', 'bf16' or None
-    "The half precision that pays on a device: fp16 on CUDA and MPS, bf16 on a CPU that has it, else None"
-    import torch
-    from fastai.torch_core import default_device
+    "Return the 16-bit precision that is fast on a device: fp16 on CUDA and MPS, bf16 on a CPU that has it, else None"
     kind = torch.device(device or default_device()).type
-    return 'fp16' if kind in ('cuda','mps') else 'bf16' if kind=='cpu' and cpu_has_bf16() else None
+    if kind in ('cuda','mps'): return 'fp16'
+    if kind=='cpu' and cpu_has_bf16(): return 'bf16'
 
 # %% ../nbs/00_core.ipynb #5d5c8376
 def device_name(
-    device # A `torch.device` or its name
-) -> str: # 'NVIDIA H100 80GB HBM3', 'CPU, 2 cores', 'mps'
-    "What a device is, for people"
-    import torch
+    device # `torch.device` or its name
+) -> str: # Such as 'NVIDIA H100 80GB HBM3', 'CPU, 2 cores' or 'mps'
+    "Return a readable name of a device"
     device = torch.device(device)
     if device.type=='cuda': return torch.cuda.get_device_name(device)
-    return f'CPU, {len(os.sched_getaffinity(0)) if hasattr(os,"sched_getaffinity") else os.cpu_count()} cores' if device.type=='cpu' else device.type
+    return f'CPU, {num_cpus()} cores' if device.type=='cpu' else device.type
 
 # %% ../nbs/00_core.ipynb #305b3c47
-def flush_to_disk(path):
-    "Flush a file or folder to disk. Windows flushes files that are open for writing, and cannot open folders"
+def flush_to_disk(
+    path # File or folder
+):
+    "Flush a file or folder to disk"
     is_folder = Path(path).is_dir()
-    try: fd = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try: fd = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR) # Windows flushes only what is open for writing
     except PermissionError:
-        if is_folder: return
+        if is_folder: return # Windows cannot open folders
         raise
     try: os.fsync(fd)
     finally: os.close(fd)
 
 def atomic_replace(
     side, # File or folder that was just written
-    final # Its final name. A file of this name is replaced, a folder must not exist
+    final # Its final name; a file of this name is replaced, a folder must not exist
 ):
-    "Flush a file or folder to disk, then rename it. On Windows, wait up to a second for readers of the old file"
+    "Flush a file or folder to disk, then rename it"
     flush_to_disk(side)
-    for pause in (.01,.1,.9,None):
+    for pause in (.01,.1,.9,None): # on Windows, wait up to a second for readers of the old file
         try:
             os.replace(side, final)
             break
@@ -124,7 +125,7 @@ def atomic_replace(
 def atomic_file(
     file # File to create or replace
 ):
-    "Yield a temporary path next to `file` to write to; rename it to `file` when the block ends without an error"
+    "Yield a temporary path next to `file` to write to; rename it to `file` if the block ends without an error"
     temporary = file.with_name(f'{file.name}.{os.getpid()}')
     try:
         yield temporary
@@ -133,7 +134,7 @@ def atomic_file(
 
 def write_text(
     file, # File to create or replace
-    text:str # Its content, written as UTF-8 with the line endings that it has
+    text:str # Content, written as UTF-8 without changing line endings
 ):
     "Write a text file atomically"
     with atomic_file(file) as temporary: temporary.write_bytes(text.encode())
@@ -141,21 +142,23 @@ def write_text(
 # %% ../nbs/00_core.ipynb #7bca3cd9
 @contextmanager
 def atomic_folder(
-    path # Destination, created atomically
+    path # Folder to create
 ):
-    "Under a lock, yield a side folder to fill, or None if `path` is there already; rename it to `path` if the block ends well"
+    """Yield a temporary folder to fill; rename it to `path` if the block ends without an error
+
+    If `path` exists already, yield None. A lock makes other processes wait."""
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent/f'.{path.name}.lock'):
         if path.exists():
             yield None
             return
-        side = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
         try:
-            yield side
-            side.chmod(0o755)
-            side.rename(path)
-        finally: shutil.rmtree(side, ignore_errors=True)
+            yield temporary
+            temporary.chmod(0o755)
+            temporary.rename(path)
+        finally: shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #23222e98
 def error_text(

@@ -1,4 +1,4 @@
-"""CIFAR-10, an embedded set of digits that needs no network, or your own folder of small images, checked before anything trains on it
+"""CIFAR-10, a data set of digits that needs no network, or your own folder of small images, checked before training
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 
@@ -6,12 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 
 # %% ../nbs/02_data.ipynb #528b04fb
 from __future__ import annotations
-import csv,hashlib,json,os,shutil,tarfile,tempfile,warnings
+import csv,hashlib,json,os,shutil,tarfile,warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
-from filelock import FileLock
+from fastcore.parallel import parallel
 from fastai.vision.all import *
 from fastai.data.external import fastai_path
 from fastdownload import FastDownload
@@ -26,11 +24,11 @@ __all__ = ['cifar10_classes', 'data_sets', 'DataError', 'read_image', 'ImageFile
            'unreadable_images', 'Images', 'load_images', 'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/02_data.ipynb #0291b9c2
-class DataError(ValueError):
-    "Invalid or missing images: the message names the file or folder, says what is wrong and what to do"
+class DataError(Exception):
+    "Invalid or missing images: the message states the file or folder, what is invalid and what to do"
 
 def _channels_first(a):
-    "Is it [C, H, W]? A `TensorImage` always is; of others, the number of channels decides"
+    "Return whether `a` is [C, H, W]. A `TensorImage` always is; for others, the number of channels decides"
     channels = (1,2,3,4)
     return isinstance(a, TensorImage) or (a.ndim==3 and a.shape[0] in channels and a.shape[-1] not in channels)
 
@@ -38,22 +36,22 @@ def read_image(
     fn, # Path, file, bytes of a file, Pillow image, or array or tensor [H, W], [H, W, C] or [C, H, W]
     size:int|None=None # Resize to `size` x `size` pixels; None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Decode one image by `decode_image`, as `pixels` of 20_predict does. Raise `DataError` if that is impossible"
+    "Decode one image with `decode_image`, as prediction does. Raise `DataError` if it is invalid"
     if isinstance(fn, (Tensor,np.ndarray)) and _channels_first(fn):
         fn = fn.permute(1,2,0) if isinstance(fn, Tensor) else fn.transpose(1,2,0)
     try: return decode_image(fn, size)
     except ImageError as e: raise DataError(str(e)) from None
 
 # %% ../nbs/02_data.ipynb #058ee8d8
-_pixel_rules = '2' # raise it when `decode_image` changes: pixels that were cached by other rules are decoded again
+_pixel_rules = '2' # increase it when `decode_image` changes: cached pixels are then decoded again
 
 def _listing(path):
-    "List the images in the class folders of `path` as (relative path, size, times of modification and change, inode), and warn about other files"
+    "Return (relative path, size, modification and change time, inode) of each image in the class folders of `path`"
     try: found,left = scan_images(path)
     except ImageError as e: raise DataError(str(e)) from None
     res = []
     for f in found:
-        if f.count('/')!=1: left['not directly in the folder of a class'] += 1
+        if f.count('/')!=1: left['not directly in a class folder'] += 1
         else:
             st = os.stat(f'{path}/{f}')
             res.append((f'{path.name}/{f}', st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
@@ -61,108 +59,131 @@ def _listing(path):
     return sorted(res)
 
 class ImageFiles:
-    "The images of a folder `path`: `files` relative to it in a fixed order, `classes`, and digests that change when an image does"
-    def __init__(self, path, rows, test='test'): # `test` is the name of the folder of test images; None: there are only folders of classes
+    "The images of a folder `path`: `files` relative to it in a fixed order, `classes`, and hashes that detect changes"
+    def __init__(self,
+        path, # Folder
+        rows, # From `_listing`
+        test='test' # Name of the folder of test images; None if `path` holds the class folders themselves
+    ):
         self.path,self.rows,self.test = Path(path),rows,test
         self.files = [r[0] for r in rows]
         self.classes = sorted({f.split('/')[-2] for f in self.split('train')})
+
     @cached_property
     def paths(self): return L(self.path/f for f in self.files)
+
     def split(self, name):
-        "Files of 'train' or 'test', whatever the folder of the latter is called"
-        if self.test is None: return [*self.files] if name=='train' else []
+        "Return the files of 'train' or 'test', whatever the folder of the latter is called"
+        if self.test is None: return list(self.files) if name=='train' else []
         folder = self.test if name=='test' else name
         return [f for f in self.files if f.startswith(folder+'/')]
+
     def digest(self) -> str:
-        "Return a hash of names, sizes, times and inodes: quick, and different after any change, but also in a copy of the folder"
+        "Return a hash of names, sizes, times and inodes: fast, but a copy of the folder has another one"
         return hashlib.sha256(json.dumps([_pixel_rules,self.rows]).encode()).hexdigest()
+
     def content_digest(self) -> str:
-        "Return a hash of names and contents: the same in a copy of the folder, but every file is read"
+        "Return a hash of names and contents, the same for a copy of the folder; it reads every file"
         res = hashlib.sha256(_pixel_rules.encode())
         for f in self.files:
-            with open(f'{self.path}/{f}', 'rb') as o: res.update(os.fsencode(f)+b'\0'+hashlib.sha256(o.read()).digest())
+            content = hashlib.sha256(Path(f'{self.path}/{f}').read_bytes())
+            res.update(os.fsencode(f)+b'\0'+content.digest())
         return res.hexdigest()
+
     def __len__(self): return len(self.files)
     def __repr__(self):
-        n = {s: len(self.split(s)) for s in ('train','test')}
-        return f"{str(self.path).replace(str(Path.home()),'~',1)}: {n['train']:,} train and {n['test']:,} test images in {len(self.classes)} classes: {', '.join(self.classes[:10])}"
+        path = str(self.path).replace(str(Path.home()), '~', 1)
+        n_train,n_test = len(self.split('train')),len(self.split('test'))
+        classes = f"{len(self.classes)} classes: {', '.join(self.classes[:10])}"
+        return f'{path}: {n_train:,} train and {n_test:,} test images in {classes}'
 
 def test_folder(
     path # Folder of images
-) -> Path|None: # None if there is none
+) -> Path|None: # None if it is missing
     "Return the folder of test images: `test`, `valid` or `val`"
-    return next((o for o in (Path(path).expanduser()/nm for nm in ('test','valid','val')) if o.is_dir()), None)
+    return first((Path(path).expanduser()/nm for nm in ('test','valid','val')), Path.is_dir)
 
 def find_images(
     path, # Folder with `train/<class>/` and `test/<class>/` (or `valid`, or `val`); or, for test=False, with `<class>/`
-    test:bool|str=True # Must it have test images, or those in the folder of this name? False: they may be missing
+    test:bool|str=True # True requires test images, a name requires this folder of them, False makes them optional
 ) -> ImageFiles:
-    "List the images of a folder and check its layout. Raises `DataError` that names the folder at fault"
+    "List the images of a folder and check its layout. Raise `DataError` that states the invalid folder"
     path = Path(path).expanduser()
-    if not path.exists(): raise DataError(f'{path}: no such folder. Expected {path}/train/<class>/*.png')
-    if not path.is_dir(): raise DataError(f'{path}: this is a file, not a folder of images. Expected a folder with train/<class>/*.png')
-    train_folder,held_folder = path/'train',path/test if isinstance(test, str) else test_folder(path)
-    if train_folder.is_dir():
-        if test and not (held_folder and held_folder.is_dir()):
-            raise DataError(f'{path}: it has no folder `{test if isinstance(test, str) else "test"}`. Add one, or hold out a part of the training set, as with valid=0.1')
-        folders = [o for o in (held_folder,train_folder) if o and o.is_dir()]
-        res = ImageFiles(path, sum(map(_listing, folders), []), held_folder.name if held_folder else 'test')
+    layout = f'{path}/train/<class>/*.png'
+    if not path.exists(): raise DataError(f'{path}: no such folder. Expected {layout}')
+    if not path.is_dir(): raise DataError(f'{path}: this is a file, not a folder of images. Expected {layout}')
+    train_path,test_path = path/'train',path/test if isinstance(test, str) else test_folder(path)
+    if test_path and not test_path.is_dir(): test_path = None
+    if train_path.is_dir():
+        if test and not test_path:
+            name = test if isinstance(test, str) else 'test'
+            raise DataError(f'{path}: the folder `{name}` is missing. Add it, or hold out part of the training set, '
+                            'as with valid=0.1')
+        rows = (_listing(test_path) if test_path else []) + _listing(train_path)
+        res = ImageFiles(path, rows, test_path.name if test_path else 'test')
     else:
-        train_folder = path
+        train_path = path
         res = ImageFiles(path, [(nm.split('/', 1)[1],*rest) for nm,*rest in _listing(path)], None)
-        if not len(res): raise DataError(f'{path}: it has no folder `train`. Expected {path}/train/<class>/*.png and {path}/test/<class>/*.png')
-        if test: raise DataError(f'{path}: it has folders of classes, but no `train` and `test`. Hold out a part of the images, as with valid=0.2')
-    train,held = (Counter(f.split('/')[-2] for f in res.split(o)) for o in ('train','test'))
-    if not train: raise DataError(f'{train_folder}: no images in folders of classes. Expected {train_folder}/<class>/*.png')
-    if len(train)==1: raise DataError(f'{train_folder}: only one class, {res.classes[0]!r}. A classifier needs at least two')
-    if empty := [o.name for o in os.scandir(train_folder) if o.is_dir() and not o.name.startswith('.') and o.name not in train]:
-        raise DataError(f'{train_folder}/{empty[0]}: no images in it. Add some or remove the folder')
+        if not len(res):
+            raise DataError(f'{path}: the folder `train` is missing. Expected {layout} and {path}/test/<class>/*.png')
+        if test:
+            raise DataError(f'{path}: the folders `train` and `test` are missing. Hold out part of the images, as with '
+                            'valid=0.2')
+    train,held_out = ({f.split('/')[-2] for f in res.split(o)} for o in ('train','test'))
+    if not train: raise DataError(f'{train_path}: no images in class folders. Expected {train_path}/<class>/*.png')
+    if len(train)==1: raise DataError(f'{train_path}: only one class, {res.classes[0]!r}. Add images of a second class')
+    folders = [o.name for o in os.scandir(train_path) if o.is_dir() and not o.name.startswith('.')]
+    if empty := sorted(set(folders)-train):
+        raise DataError(f'{train_path}/{empty[0]}: no images in it. Add some or remove the folder')
     if test:
-        if lost := sorted(set(train)-set(held)): raise DataError(f'{held_folder}: no images of class {lost[0]!r}, which train has')
-        if new := sorted(set(held)-set(train)): raise DataError(f'{held_folder}/{new[0]}: a class that train does not have')
+        if missing := sorted(train-held_out):
+            raise DataError(f'{test_path}: no images of class {missing[0]!r}, which the training set has. Add some')
+        if extra := sorted(held_out-train):
+            raise DataError(f'{test_path}/{extra[0]}: the training set has no such class. Remove the folder')
     return res
 
 # %% ../nbs/02_data.ipynb #ca3c3800
+_workers = min(8, os.cpu_count() or 1)
+
 def _usual_size(images):
-    "The side that most images have, from at most 1,000 of them, between 32 and 96 pixels"
-    def side(f):
+    "Return the most frequent side of at most 1,000 images, between 32 and 96 pixels"
+    sides = Counter()
+    for f in images.files[::max(1,len(images)//1000)]:
         try:
-            with Image.open(f) as im: return min(im.size)
-        except Exception: return None # `read_image` says what is wrong, with all broken files together
-    sides = Counter(s for s in map(side, [images.path/f for f in images.files[::max(1,len(images)//1000)]]) if s)
+            with Image.open(images.path/f) as im: sides[min(im.size)] += 1
+        except Exception: pass # `_decode` reports all invalid files together
     return min(96, max(32, sides.most_common(1)[0][0])) if sides else 32
 
 def _decode(paths, size, progress):
-    "Decode `paths` in parallel: pixels [N, size, size, 3], their moments [N, 2, 3], and how many had another size"
-    res,moments,odd,bad = np.empty((len(paths),size,size,3), np.uint8),np.empty((len(paths),2,3), np.int64),[],[]
-    def one(i):
-        try:
-            x = read_image(paths[i])
-            if x.shape!=(size,size,3): odd.append(i); x = read_image(x, size)
-            res[i],wide = x,x.reshape(-1,3).astype(np.int64)
-            moments[i] = wide.sum(0),(wide**2).sum(0)
-        except DataError as e: bad.append((i,str(e)))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:
-        done = ex.map(one, range(len(paths)))
-        for _ in (progress_bar(done, total=len(paths)) if progress else done): pass
-    if bad:
-        more = f'\n... and {len(bad)-5} more' if len(bad)>5 else ''
-        raise DataError('\n'.join(m for _,m in sorted(bad)[:5]) + more)
-    return res,moments,len(odd)
+    "Return pixels [N, size, size, 3], sums of pixels and of squares [N, 2, 3], and the number of resized images"
+    pixels,moments = np.empty((len(paths),size,size,3), np.uint8),np.empty((len(paths),2,3), np.int64)
+    def decode(i):
+        try: x = read_image(paths[i])
+        except DataError as e: return str(e)
+        resize = x.shape!=(size,size,3)
+        pixels[i] = read_image(x, size) if resize else x
+        wide = pixels[i].reshape(-1,3).astype(np.int64)
+        moments[i] = wide.sum(0),(wide**2).sum(0)
+        return resize
+    res = parallel(decode, range(len(paths)), threadpool=True, n_workers=_workers, progress=progress)
+    if errors := [o for o in res if isinstance(o, str)]:
+        more = f'\n... and {len(errors)-5} more' if len(errors)>5 else ''
+        raise DataError('\n'.join(errors[:5]) + more)
+    return pixels,moments,sum(res)
 
 def unreadable_images(
     files # Image files
-) -> list: # (number of the file, message) of each that cannot be decoded
-    "Decode files in parallel, and keep only what is wrong with them"
-    def message(f):
+) -> list: # (index, error message) of each file that cannot be decoded
+    "Decode files in parallel and return the errors"
+    def error(f):
         try: read_image(f, 8)
         except DataError as e: return str(e)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex: return [(i,m) for i,m in enumerate(ex.map(message, files)) if m]
+    return [(i,o) for i,o in enumerate(parallel(error, files, threadpool=True, n_workers=_workers)) if o]
 
 class Images:
     "Pixels of a folder, `pixels` [N, size, size, 3] of uint8, and the `row` of each relative file name"
     def __init__(self, images, pixels, moments, n_resized):
-        self.images,self.pixels,self.moments,self.n_resized = images,pixels,moments,n_resized
+        store_attr()
         self.row = {f:i for i,f in enumerate(images.files)}
 
     @property
@@ -170,13 +191,13 @@ class Images:
 
     def stats(self,
         rows # Indices of the images to use, such as those of the training set
-    ) -> tuple: # Mean and standard deviation of each channel, 0..1
-        "Mean and standard deviation by channel, exact: from each image's sums of pixels and of their squares"
+    ) -> tuple: # Mean and standard deviation per channel, 0..1
+        "Return the exact mean and standard deviation per channel, from each image's sums of pixels and of squares"
         mean,square = self.moments[rows].sum(0)/(len(rows)*self.size**2)
         return tuple((mean/255).tolist()),tuple((np.sqrt(square-mean**2)/255).tolist())
 
     def rows(self, paths):
-        "Rows of `paths`, or None if one of them is not in the folder"
+        "Return the rows of `paths`, or None if one of them is not in the folder"
         top = f'{self.images.path}{os.sep}'
         names = [str(p) for p in paths]
         if not all(o.startswith(top) for o in names): return None
@@ -184,49 +205,49 @@ class Images:
         except KeyError: return None
 
 def _metadata(file):
-    "Return the metadata of a cache file, {} if there is none"
+    "Return the metadata of a cache file, {} if it is missing or corrupt"
     if not file.exists(): return {}
     try:
         with safe_open(file, 'numpy') as f: return f.metadata() or {}
     except Exception as e:
-        warnings.warn(f'{file}: rebuilt, since it cannot be read ({type(e).__name__})')
+        warnings.warn(f'{file}: corrupt ({type(e).__name__}). It is replaced')
         return {}
 
-def _cached(file, images):
-    "Return the pixels of a cache file"
-    with safe_open(file, 'numpy') as f: return Images(images, f.get_tensor('pixels'), f.get_tensor('moments'), int(f.metadata()['n_resized']))
+def _read_cache(file, images):
+    with safe_open(file, 'numpy') as f:
+        return Images(images, f.get_tensor('pixels'), f.get_tensor('moments'), int(f.metadata()['n_resized']))
 
 def _write_cache(file, res, **meta):
-    "Write pixels into a cache file, atomically, with a warning if that fails"
-    side = file.with_name(f'{file.name}.{os.getpid()}')
+    "Write pixels to a cache file, or warn if that fails"
+    data = tensor_bytes(dict(pixels=res.pixels, moments=res.moments), dict(n_resized=str(res.n_resized), **meta))
     try:
         file.parent.mkdir(exist_ok=True)
-        side.write_bytes(tensor_bytes(dict(pixels=res.pixels, moments=res.moments), dict(n_resized=str(res.n_resized), **meta)))
-        os.replace(side, file)
+        with atomic_file(file) as temporary: temporary.write_bytes(data)
     except OSError as e:
-        side.unlink(missing_ok=True)
-        warnings.warn(f'{file}: not written ({e.strerror or e}), so the images will be decoded again next time')
+        warnings.warn(f'{file}: not written ({e.strerror or e}). The images will be decoded again next time')
 
 def load_images(
     images:ImageFiles, # From `find_images`
-    size:int|None=None, # Side in pixels, 8 to 512; None takes the usual one of the folder, from 32 to 96
-    cache:bool=True, # Keep the pixels in `<path>/.pixels/` for the next time?
-    progress:bool|None=None # Show a progress bar? None does from 5,000 images on
+    size:int|None=None, # Side in pixels, 8 to 512; None takes the most frequent one of the folder, from 32 to 96
+    cache:bool=True, # Keep the pixels in `<path>/.pixels/`?
+    progress:bool|None=None # Show a progress bar? None shows it for 5,000 images or more
 ) -> Images: # uint8 pixels in the order of `images.files`
-    "Decode a folder of images once. Raise `DataError` that names the files that cannot be read; a bad file leaves no cache"
+    "Decode a folder of images, or read its cache. Raise `DataError` that lists files that cannot be read"
     size = size or _usual_size(images)
-    if not 8<=size<=512: raise DataError(f'size={size}: expected a side in pixels such as 32, 64 or 96')
+    if not 8<=size<=512: raise DataError(f'size={size} is out of range. Expected a side of 8 to 512 pixels')
     key,content,file = images.digest(),'',images.path/'.pixels'/f'{size}.safetensors'
     meta = _metadata(file) if cache else {}
-    if meta.get('key')==key: return _cached(file, images)
+    if meta.get('key')==key: return _read_cache(file, images)
     if cache:
-        try: content = images.content_digest() # before decoding: what changes meanwhile is decoded again next time
-        except OSError: pass # decoding says what is wrong with the file
-    if content and meta.get('content')==content: res = _cached(file, images)
+        try: content = images.content_digest() # before decoding: files that change meanwhile are decoded again
+        except OSError: pass # `_decode` reports the file
+    if content and meta.get('content')==content: res = _read_cache(file, images)
     else:
         if progress is None: progress = len(images)>=5000
         res = Images(images, *_decode(images.paths, size, progress))
-        if res.n_resized: warnings.warn(f'{images.path}: {res.n_resized:,} of {len(images):,} images are not {size}x{size} and were resized')
+        if res.n_resized:
+            warnings.warn(f'{images.path}: {res.n_resized:,} of {len(images):,} images are not {size}x{size} '
+                          'and were resized')
     if cache: _write_cache(file, res, key=key, content=content)
     return res
 
@@ -234,98 +255,98 @@ def load_images(
 cifar10_classes = ['airplane','automobile','bird','cat','deer','dog','frog','horse','ship','truck']
 
 def _from_fastai(side):
-    "Fetch fastai's archive with its size and md5 check, and unpack it without trusting its paths"
+    "Download fastai's archive, with its size and md5 check, and extract it"
     import fastai.data
-    arch = FastDownload(base=side/'download', module=fastai.data).download(URLs.CIFAR)
-    _unpack(arch, side)
-    (side/'cifar10').rename(side/'whole')
+    archive = FastDownload(base=side/'download', module=fastai.data).download(URLs.CIFAR)
+    _extract(archive, side)
+    (side/'cifar10').rename(side/'images')
 
-def _unpack(arch, side):
-    with tarfile.open(arch) as t:
+def _extract(archive, side):
+    "Extract an archive, and refuse paths outside of `side`"
+    with tarfile.open(archive) as t:
         if hasattr(tarfile, 'data_filter'): return t.extractall(side, filter='data')
         for m in t: # Python before 3.10.12 and 3.11.4
-            if not (m.isfile() or m.isdir()) or not (side/m.name).resolve().is_relative_to(side.resolve()): raise tarfile.ExtractError(f'{arch}: {m.name} would be outside the folder')
+            if not (m.isfile() or m.isdir()) or not (side/m.name).resolve().is_relative_to(side.resolve()):
+                raise tarfile.ExtractError(f'{archive}: {m.name} would be outside the folder')
         t.extractall(side)
 
 def _from_official(side):
-    "Fetch the official archive by torchvision, md5 checked, and lay it out as folders"
+    "Download the official archive with torchvision, md5 checked, and write it as a folder"
     from torchvision.datasets import CIFAR10
     for split in ('train','test'):
         ds = CIFAR10(side/'download', train=split=='train', download=True)
-        for c in ds.classes: (side/'whole'/split/c).mkdir(parents=True)
+        folders = [side/'images'/split/c for c in ds.classes]
+        for o in folders: o.mkdir(parents=True)
         for i,(x,y) in enumerate(progress_bar(list(zip(ds.data, ds.targets)))):
-            Image.fromarray(x).save(side/'whole'/split/ds.classes[y]/f'{i:05}.png')
+            Image.fromarray(x).save(folders[y]/f'{i:05}.png')
 
 def _check_counts(path, train=50_000, test=10_000, classes=10):
-    "Raise `DataError` unless the folder holds what it must"
+    "Return `path`. Raise `DataError` unless it holds the expected numbers of images"
     images = find_images(path)
     found = len(images.split('train')),len(images.split('test')),len(images.classes)
     if found!=(train,test,classes):
         raise DataError(f'{path}: {found[0]:,} train and {found[1]:,} test images in {found[2]} classes, expected '
-                        f'{train:,} and {test:,} in {classes}. Remove the folder, and it will be fetched again')
+                        f'{train:,} and {test:,} in {classes}. Remove the folder to download it again')
     return path
 
 def _fetch(path, sources, check):
     "Fill `path` from the first of `sources` that works and passes `check`"
     with atomic_folder(path) as side:
         if side is None: return
-        failed = []
-        for src in sources:
+        errors = []
+        for source in sources:
             try:
-                src(side)
-                check(side/'whole')
+                source(side)
+                check(side/'images')
                 break
             except Exception as e:
-                failed.append(f'{src.__name__.strip("_").replace("_"," ")}: {type(e).__name__}: {e}')
-                shutil.rmtree(side/'whole', ignore_errors=True)
+                errors.append(f'{source.__name__.strip("_").replace("_"," ")}: {type(e).__name__}: {e}')
+                shutil.rmtree(side/'images', ignore_errors=True)
         else:
-            raise DataError(f'{path}: not there, and it could not be fetched ({"; ".join(failed)}). Put a copy there, as '
-                            f'{path}/train/<class>/*.png and {path}/test/<class>/*.png, or train on digits, which need no network: --data digits')
-        for f in (side/'whole').iterdir(): f.rename(side/f.name)
-        for o in ('whole','download'): shutil.rmtree(side/o, ignore_errors=True)
+            raise DataError(f'{path}: missing, and the download failed ({"; ".join(errors)}). Put a copy there, as '
+                            f'{path}/train/<class>/*.png and {path}/test/<class>/*.png, or train on digits, which need '
+                            'no network: --data digits')
+        for f in (side/'images').iterdir(): f.rename(side/f.name)
+        for o in ('images','download'): shutil.rmtree(side/o, ignore_errors=True)
 
 def get_cifar10() -> Path: # `<path>/train/<class>/*.png` and `<path>/test/<class>/*.png`
-    "CIFAR-10 as a folder of images, fetched once into fastai's data folder. Raises `DataError` if it cannot be had or is not whole"
+    "Download CIFAR-10 once, as a folder of images. Raise `DataError` if the download fails or images are missing"
     path = fastai_path('data')/'cifar10'
     if not path.exists(): _fetch(path, [_from_fastai,_from_official], _check_counts)
     return _check_counts(path)
 
 # %% ../nbs/02_data.ipynb #84c07bbc
-def _smooth(rng, size, lo, hi):
-    "A smooth random background [size, size, 3]: 3x3 random colours, interpolated bilinearly"
-    corners,t = rng.uniform(lo, hi, (3,3,3)),np.linspace(0, 2, size)
-    i = np.minimum(t.astype(int), 1); f = t-i
-    rows = corners[i]*(1-f)[:,None,None] + corners[i+1]*f[:,None,None]
-    return rows[:,i]*(1-f)[None,:,None] + rows[:,i+1]*f[None,:,None]
-
-def _enlarge(scan, side):
-    "Enlarge an 8x8 scan, 0..1, to [side, side] bilinearly"
-    t = (np.arange(side)+.5)*8/side-.5
-    i = np.clip(np.floor(t).astype(int), 0, 6); f = np.clip(t-i, 0, 1)
-    rows = scan[i]*(1-f)[:,None] + scan[i+1]*f[:,None]
-    return rows[:,i]*(1-f) + rows[:,i+1]*f
+def _interpolate(a, t):
+    "Interpolate [n, n, ...] bilinearly at positions `t` in rows and columns"
+    i = np.clip(np.floor(t).astype(int), 0, len(a)-2)
+    f = np.clip(t-i, 0, 1).reshape(-1, *[1]*(a.ndim-1))
+    def rows(a): return a[i]*(1-f) + a[i+1]*f
+    return rows(rows(a).swapaxes(0,1)).swapaxes(0,1)
 
 def draw_digit(
     scan, # Scan [8, 8], 0..1
     rng, # `np.random.Generator`
-    size:int=32 # Side of the picture in pixels
-) -> tuple: # uint8 picture [size, size, 3] and box (x0, y0, x1, y1) of the digit, in pixels, x1 and y1 excluded
-    "Draw one digit: enlarged to between half and all of the picture, somewhere in it, light on dark or dark on light"
+    size:int=32 # Side of the image in pixels
+) -> tuple: # uint8 image [size, size, 3] and box (x0, y0, x1, y1) of the digit in pixels, x1 and y1 excluded
+    "Draw one digit, half to all of the image wide, at a random position, light on dark or dark on light"
     side = int(rng.integers(size//2, size+1))
-    ink = _enlarge(scan, side)
+    ink = _interpolate(scan, (np.arange(side)+.5)*8/side-.5)
     ys,xs = (ink>.3).nonzero()
     y0,x0 = rng.integers(0, size-side+1, 2)
-    light = rng.random()<.5
-    background,colour = _smooth(rng, size, *((.0,.45) if light else (.55,1.))),rng.uniform(*((.6,1.) if light else (.0,.4)), 3)
-    alpha = np.zeros((size,size,1)); alpha[y0:y0+side,x0:x0+side,0] = ink
+    back,front = ((.0,.45),(.6,1.)) if rng.random()<.5 else ((.55,1.),(.0,.4)) # ranges of brightness
+    background = _interpolate(rng.uniform(*back, (3,3,3)), np.linspace(0, 2, size))
+    colour = rng.uniform(*front, 3)
+    alpha = np.zeros((size,size,1))
+    alpha[y0:y0+side,x0:x0+side,0] = ink
     picture = np.round((background*(1-alpha) + colour*alpha)*255).astype(np.uint8)
     return picture,tuple(int(o) for o in (x0+xs.min(), y0+ys.min(), x0+xs.max()+1, y0+ys.max()+1))
 
 # %% ../nbs/02_data.ipynb #cd82fe51
 def _write_digits(path):
-    "Write all digits, every fifth of each class as test, and the boxes"
+    "Write all digits, every fifth of each class as a test image, and their boxes"
     from sklearn.datasets import load_digits
-    data,rng,seen,boxes = load_digits(),np.random.default_rng(2009),Counter(),[]
+    data,rng,seen = load_digits(),np.random.default_rng(2009),Counter()
+    boxes = [('file','x0','y0','x1','y1')]
     for i,(scan,y) in enumerate(zip(data.images, data.target)):
         picture,box = draw_digit(scan/16, rng)
         fn = f"{'test' if seen[y]%5==4 else 'train'}/{y}/{i:04}.png"
@@ -333,11 +354,10 @@ def _write_digits(path):
         (path/fn).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path/fn)
         boxes.append((fn,*box))
-    with open(path/'boxes.csv', 'w', newline='', encoding='utf-8') as f:
-        csv.writer(f).writerows([('file','x0','y0','x1','y1')] + boxes)
+    with open(path/'boxes.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows(boxes)
 
 def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*.png` and `<path>/boxes.csv`
-    "1,797 digits as 32x32 RGB images, drawn from scikit-learn's scans without a network: the same pixels on every machine"
+    "Draw scikit-learn's 1,797 digits once, as 32x32 RGB images; the pixels are the same on every machine"
     path = fastai_path('data')/'digits32'
     if not path.exists():
         with atomic_folder(path) as side:
@@ -345,4 +365,4 @@ def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*
     return path
 
 # %% ../nbs/02_data.ipynb #c325c9c5
-data_sets = dict(cifar10=get_cifar10, digits=get_digits) # data sets by the name that commands know: functions that give the folder
+data_sets = dict(cifar10=get_cifar10, digits=get_digits) # name: function that returns the folder
