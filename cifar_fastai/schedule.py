@@ -310,8 +310,8 @@ class RangeTest:
         res = f'Range test, {span}'
         if self.grows: return f'{res}: the loss only grows. Start at a lower rate'
         if self.flat: return (
-            f'{res}: the curve is flat. The smoothed loss, {self.start:.4f} at the start, falls by {max(self.drop,0):.2%} '
-            'at most, which is within its noise, so no rate can be suggested. Either the gradients vanish (check '
+            f'{res}: the curve is flat. The smoothed loss, {self.start:.4f} at the start, falls by at most '
+            f'{max(self.drop,0):.2%}, which is within its noise, so no rate can be suggested. Either the gradients vanish (check '
             'the initialisation and the activations), or all of these rates are too low')
         if not self.suggestions: return f'{res}: too short for suggestions. Start at a lower rate, or take more steps'
         return '\n'.join([res, *(f'{k:>8} {v:.2e}  {self.meanings[k]}' for k,v in self.suggestions.items())])
