@@ -1,4 +1,4 @@
-"""A base class for callbacks that hook a fit, and the callbacks that recipes use: history, deferred metrics, non-finite losses, whitening, progressive resizing, L1
+"""`FitCallback`, which knows when a training starts and ends, and the callbacks that recipes are built from
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 
@@ -8,143 +8,164 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 from __future__ import annotations
 import time
 from contextlib import ExitStack,contextmanager,nullcontext
+from types import SimpleNamespace
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler
 from .core import *
-from .loaders import *
 from .models import *
 
 # %% auto #0
-__all__ = ['FitCallback', 'History', 'plot_history', 'L1Penalty', 'NonFiniteLossError', 'TerminateOnNonFinite', 'DeferredMetrics',
-           'FastEvents', 'Whiten', 'progressive_side', 'resize_batch', 'ProgressiveResize']
+__all__ = ['restore_attrs', 'restore_rng', 'FitCallback', 'History', 'plot_history', 'L1Penalty', 'NonFiniteLossError',
+           'TerminateOnNonFinite', 'DeferredMetrics', 'FastEvents', 'Whiten', 'progressive_side', 'resize_batch',
+           'ProgressiveResize']
 
-# %% ../nbs/07_callbacks.ipynb #1855615a
+# %% ../nbs/07_callbacks.ipynb #cbf7601f
+@contextmanager
+def restore_attrs(
+    *objects # Any objects; those without attributes are ignored
+):
+    "Restore the attributes of `objects`, and the items of lists among them, on exit"
+    def saved(v): return copy(v) if isinstance(v, (list,L)) else v
+    attrs = [(o, {k: saved(v) for k,v in vars(o).items()}) for o in objects if hasattr(o, '__dict__')]
+    try: yield
+    finally:
+        for o,d in attrs:
+            vars(o).clear()
+            vars(o).update(d)
+
+@contextmanager
+def restore_rng(
+    *loaders # Data loaders, of fastai or torch
+):
+    "Restore the RNG states of Python, numpy and torch, and those that `loaders` keep themselves, on exit"
+    state = rng_state()
+    rngs = [(dl.rng, dl.rng.getstate()) for dl in loaders if hasattr(dl, 'rng')]
+    generators = [dl.generator for dl in loaders if isinstance(getattr(dl, 'generator', None), torch.Generator)]
+    states = [o.get_state() for o in generators]
+    try: yield
+    finally:
+        set_rng_state(state)
+        for rng,s in rngs: rng.setstate(s)
+        for g,s in zip(generators, states): g.set_state(s)
+
+# %% ../nbs/07_callbacks.ipynb #44ed38b6
 class _FitScopes:
-    "What a learner is doing: a fit, a range test or an evaluation. Calls `cleanup` at the end of each"
+    "What a learner is doing: fits, range tests and evaluations, the innermost last"
     loop = 'dl n_iter iter xb yb pred loss loss_grad training'.split() # attributes of the learner that its loop sets
-    def __init__(self, learn): self.learn,self.kinds,self.cleanups,self.entered = learn,[],[],[]
-    def __getstate__(self): return dict(learn=self.learn, kinds=[], cleanups=[], entered=[]) # a copy is not in a fit
+    def __init__(self, learn): self.learn,self.scopes = learn,[]
+    def __getstate__(self): return dict(learn=self.learn, scopes=[]) # a copy of the learner is not in a fit
 
     @contextmanager
     def scope(self, kind):
-        n = len(self.entered)
+        "Enter a 'fit', a 'range_test' or an 'evaluation', and clean up after it"
         with ExitStack() as cleanups:
-            self.kinds.append(kind)
-            self.cleanups.append(cleanups)
-            try: yield
-            finally:
-                self.kinds.pop()
-                self.cleanups.pop()
-                del self.entered[n:]
+            self.scopes.append(SimpleNamespace(kind=kind, entered=[], cleanups=cleanups))
+            try: yield self.scopes[-1]
+            finally: self.scopes.pop()
 
-    def hears(self, cb, event_name):
-        "Is an event meant for a `FitCallback`?"
-        if not self.kinds or self.kinds[-1] not in cb.during: return False
-        return event_name=='before_fit' or any(o is cb for o in self.entered)
+    def receives(self, cb, event_name):
+        "Return whether an event is for a `FitCallback`"
+        if not self.scopes or self.scopes[-1].kind not in cb.during: return False
+        return event_name=='before_fit' or any(cb in o.entered for o in self.scopes)
 
     def enter(self, cb):
-        self.entered.append(cb)
-        self.cleanups[-1].callback(self.cleanup, cb)
+        self.scopes[-1].entered.append(cb)
+        self.scopes[-1].cleanups.callback(self.cleanup, cb)
 
     def cleanup(self, cb):
         learn = cb.learn
-        vars(cb)['learn'] = self.learn # it may have been removed during the fit
+        vars(cb)['learn'] = self.learn # the callback may have been removed during the fit
         try: cb.cleanup()
         finally: vars(cb)['learn'] = learn
 
     def with_events(self, f, event_type, ex, final=noop):
-        "In place of `Learner._with_events`"
-        plain = type(self.learn)._with_events
-        if event_type!='fit': return plain(self.learn, f, event_type, ex, final)
-        with self.scope('range_test' if hasattr(self.learn, 'lr_finder') else 'fit'):
-            self.cleanups[-1].callback(vars(self.learn).pop, 'get_preds', None)
+        "Replace `Learner._with_events`: a fit is a scope"
+        run = partial(type(self.learn)._with_events, self.learn, f, event_type, ex, final)
+        if event_type!='fit': return run()
+        with self.scope('range_test' if hasattr(self.learn, 'lr_finder') else 'fit') as fit:
             self.learn.get_preds = self.get_preds
-            plain(self.learn, f, event_type, ex, final)
+            fit.cleanups.callback(vars(self.learn).pop, 'get_preds', None)
+            run()
 
     def get_preds(self, *args, **kwargs):
-        "In place of `Learner.get_preds` within a fit: keeps the metrics of the last epoch and the RNG state, from which its loader draws"
+        "Replace `Learner.get_preds` during a fit: keep the metrics of the last epoch and the RNG state"
         record = {k: v for k,v in vars(self.learn).items() if k=='final_record'}
-        with _same_rng(): res = type(self.learn).get_preds(self.learn, *args, **kwargs)
+        with restore_rng(): # fastai copies the loader, which draws a seed
+            res = type(self.learn).get_preds(self.learn, *args, **kwargs)
         vars(self.learn).update(record)
         return res
 
     def validation_context(self, cbs=None, inner=False):
-        "In place of `Learner.validation_context`: an evaluation within a fit starts and ends no fit"
-        plain = type(self.learn).validation_context
-        if not self.kinds: return ContextManagers([self.scope('evaluation'), *plain(self.learn, cbs, inner).default])
-        contexts = [self.restored(), self.scope('evaluation'), *plain(self.learn, cbs, inner=True).default]
+        "Replace `Learner.validation_context`: an evaluation during a fit is no other fit"
+        plain = partial(type(self.learn).validation_context, self.learn, cbs)
+        if not self.scopes: return ContextManagers([self.scope('evaluation'), *plain(inner).default])
+        contexts = [self.restored(), self.scope('evaluation'), *plain(inner=True).default]
         if not inner: contexts.append(self.epoch(cbs))
         return ContextManagers(contexts)
 
     @contextmanager
     def epoch(self, cbs):
-        "Events of an epoch for the recorder and the callbacks of an evaluation; those of the fit do not hear them"
-        mine = L(o for o in self.learn.cbs if isinstance(o, Recorder)) + L(cbs)
-        for event_name in ('before_fit','before_epoch'): mine.sorted('order').map(Self(event_name))
+        "Call the events of an epoch, but only of the recorder and of the callbacks of the evaluation"
+        cbs = (L(o for o in self.learn.cbs if isinstance(o, Recorder)) + L(cbs)).sorted('order')
+        for event_name in ('before_fit','before_epoch'): cbs.map(Self(event_name))
         yield
-        for event_name in ('after_epoch','after_fit'): mine.sorted('order').map(Self(event_name))
+        for event_name in ('after_epoch','after_fit'): cbs.map(Self(event_name))
 
     @contextmanager
     def restored(self):
-        "Restore the loop, the recorder, the metrics, the loaders and the RNG state"
-        learn = self.learn
-        recorders = [o for o in learn.cbs if isinstance(o, Recorder)]
-        objects = [*recorders, *learn.metrics, *learn.dls.loaders]
-        for o in recorders: objects += [o.loss, o.smooth_loss]
-        for o in learn.dls.loaders: objects += _transforms(o)
-        values = [(o, _copied_lists(o)) for o in objects if hasattr(o, '__dict__')]
+        "Restore the loop, the recorder, the metrics, the loaders and the RNG states on exit"
+        learn,loaders = self.learn,self.learn.dls.loaders
+        objects = [*learn.metrics, *loaders]
+        for o in learn.cbs:
+            if isinstance(o, Recorder): objects += [o, o.loss, o.smooth_loss]
+        for dl in loaders: objects += _epoch_transforms(dl)
         loop = {k: v for k,v in vars(learn).items() if k in self.loop}
         modes = [(m, m.training) for m in learn.model.modules()]
-        generators = [(o.rng, o.rng.getstate()) for o in learn.dls.loaders if hasattr(o, 'rng')]
-        with _same_rng(),ExitStack() as aside:
-            for cb in self.entered: aside.enter_context(cb.aside())
+        with restore_rng(*loaders),restore_attrs(*objects),ExitStack() as stack:
+            for scope in self.scopes:
+                for cb in scope.entered: stack.enter_context(cb.aside())
             try: yield
             finally:
-                for o,d in values: vars(o).update(d)
                 vars(learn).update(loop)
-                for m,training in modes: m.training = training
-                for o,state in generators: o.setstate(state)
+                for m,mode in modes: m.training = mode
 
-@contextmanager
-def _same_rng():
-    state = rng_state()
-    try: yield
-    finally: set_rng_state(state)
-
-def _transforms(dl):
-    "Transforms of a loader that remember something of the epoch"
+def _epoch_transforms(dl):
+    "Return the transforms of a loader that keep track of the epoch"
     pipelines = [getattr(dl, o, None) for o in ('after_item','before_batch','after_batch')]
     return [f for o in pipelines for f in getattr(o, 'fs', []) if hasattr(f, 'start_epoch')]
 
-def _copied_lists(o): return {k: copy(v) if isinstance(v, (list,L)) else v for k,v in vars(o).items()}
-
 def _fit_scopes(learn):
-    "The scopes of a learner, from the first `FitCallback` on. They are attributes of it, so that copies and exported learners have them too"
+    "Return the `_FitScopes` of a learner. It is an attribute, so that copies and exported learners have it, too"
     if 'fit_scopes' not in vars(learn):
-        learn.fit_scopes = _FitScopes(learn)
-        learn._with_events,learn.validation_context = learn.fit_scopes.with_events,learn.fit_scopes.validation_context
+        scopes = learn.fit_scopes = _FitScopes(learn)
+        learn._with_events,learn.validation_context = scopes.with_events,scopes.validation_context
     return learn.fit_scopes
 
+# %% ../nbs/07_callbacks.ipynb #1855615a
 class FitCallback(Callback):
-    "Base class of callbacks that hear a training only, not `validate`, `get_preds`, `lr_find` or `range_test`, and clean up after it"
-    during = ('fit',) # What it hears: 'fit', 'range_test', 'evaluation'
+    "Base class of callbacks that are called in trainings, not in evaluations or range tests, and clean up after them"
+    during = ('fit',) # When it is called: 'fit', 'range_test', 'evaluation'
 
     @property
-    def in_range_test(self): return 'range_test' in _fit_scopes(self.learn).kinds
+    def in_range_test(self) -> bool:
+        "Return whether the fit is a range test: `lr_find` or `range_test`"
+        return any(o.kind=='range_test' for o in _fit_scopes(self.learn).scopes)
 
     def cleanup(self):
-        "Undo what `before_fit` did. Called once at the end of a fit, after `after_fit`, an error or Ctrl-C, the last callback first"
+        """Undo what `before_fit` did
+
+        Called once for each fit, after `after_fit`, an error or Ctrl-C; the last callback cleans up first."""
 
     def aside(self):
-        "Return a context for an evaluation within the fit"
+        "Return the context for an evaluation during the fit"
         return nullcontext()
 
     def __call__(self, event_name):
         if self.learn is None: return # removed during this event
         if event_name!='after_create':
             scopes = _fit_scopes(self.learn)
-            if not scopes.hears(self, event_name): return
+            if not scopes.receives(self, event_name): return
             if event_name=='before_fit': scopes.enter(self)
         return super().__call__(event_name)
 
@@ -154,128 +175,146 @@ class FitCallback(Callback):
 
 # %% ../nbs/07_callbacks.ipynb #81533adb
 class History(FitCallback):
-    "A row for each epoch: learning rate, seconds, loss and accuracy of the training and the validation set, averages over samples; no row for an unfinished epoch"
+    "Record learning rate, seconds, losses, accuracies and further metrics of each complete epoch"
     order = Recorder.order+1
     def __init__(self): self.rows,self._sums,self._part = [],{},None
 
-    def before_epoch(self): self._start,self._sums,self._part = time.perf_counter(),{},None
+    def before_epoch(self):
+        self._start = time.perf_counter()
+        self._sums,self._part = {},None
+
     def before_train(self): self._part = 'train'
     def before_validate(self): self._part = 'valid'
+    def after_validate(self): self._part = None
+    def after_train(self):
+        self._part = None
+        self._train_seconds = time.perf_counter()-self._start
 
     def after_batch(self):
         part = self._part
-        if not (self.yb and part): return # a batch by itself, which another callback looks at
-        n = len(self.yb[0])
-        loss = self.loss.detach().float().mean()
-        right = (self.pred.detach().argmax(1)==self.yb[0]).sum().to(loss) if self.pred.ndim==2 else torch.zeros_like(loss)
-        now = torch.stack([loss*n, right, torch.full_like(loss, n)]) # copying a number to a GPU would wait for all that it has to do
-        self._sums[part] = self._sums[part].to(now.device)+now if part in self._sums else now
-
-    def after_train(self): self._part,self._train_seconds = None,time.perf_counter()-self._start
-    def after_validate(self): self._part = None
+        if not self.yb or part is None: return # no labels, or a batch outside of training and validation
+        n,loss = len(self.yb[0]),self.loss.detach().float().mean()
+        correct = torch.zeros_like(loss)
+        if self.pred.ndim==2: correct = (self.pred.detach().argmax(1)==self.yb[0]).sum().to(loss)
+        sums = torch.stack([loss*n, correct, torch.full_like(loss, n)]) # copying `n` to a GPU would wait for it
+        self._sums[part] = self._sums[part].to(sums.device)+sums if part in self._sums else sums
 
     def _totals(self):
-        "The sums, over all processes if there are several"
-        return self._sums if not hasattr(self.learn, 'distributed') else {k: self.learn.distributed.sum(v) for k,v in self._sums.items()}
+        "Return the sums over all processes"
+        if not hasattr(self.learn, 'distributed'): return self._sums
+        return {k: self.learn.distributed.sum(v) for k,v in self._sums.items()}
 
     def after_epoch(self):
         if 'train' not in self._sums: return
         row = dict(epoch=len(self.rows)+1, lr=self.recorder.lrs[-1])
         for part,sums in self._totals().items():
-            loss,right,n = sums.tolist()
-            row[f'{part}_loss'],row[f'{part}_accuracy'] = loss/n,right/n
-        for nm,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1]): # further metrics
-            if isinstance(v, Number): row.setdefault(nm if nm.startswith(('train_','valid_')) else f'valid_{nm}', v)
+            loss,correct,n = sums.tolist()
+            row[f'{part}_loss'],row[f'{part}_accuracy'] = loss/n,correct/n
+        for name,value in zip(self.recorder.metric_names[1:], self.recorder.values[-1]):
+            if not name.startswith(('train_','valid_')): name = f'valid_{name}'
+            if isinstance(value, Number): row.setdefault(name, value)
         if hasattr(self.learn, 'l1_penalty'): row['l1_penalty'] = self.learn.l1_penalty.value.item()
         row['train_seconds'],row['seconds'] = self._train_seconds,time.perf_counter()-self._start
         self.rows.append(row)
 
     def state_dict(self): return dict(rows=self.rows, sums=self._totals(), elapsed=time.perf_counter()-self._start)
-    def load_state_dict(self, state): self.rows,self._sums,self._start = state['rows'],{} if rank_distrib() else dict(state['sums']),time.perf_counter()-state['elapsed']
+    def load_state_dict(self, state):
+        self.rows,self._start = state['rows'],time.perf_counter()-state['elapsed']
+        self._sums = {} if rank_distrib() else dict(state['sums']) # the sums over all processes count once
 
     def frame(self) -> pd.DataFrame: # A row for each epoch
-        "The history as a table"
+        "Return the history as a table"
         return pd.DataFrame(self.rows)
 
     def plot(self,
-        title:str='', # Of the figure
+        title:str='', # Title of the figure
         fig=None # matplotlib figure to draw on; None makes a new one
-    ): # The figure: learning rate, loss and accuracy by epoch
-        "Curves of the learning rate, the loss and the accuracy"
+    ) -> plt.Figure: # Learning rate, loss and accuracy by epoch
+        "Plot learning rate, loss and accuracy"
         return plot_history({title: self.frame()}, fig)
 
 def plot_history(
-    frames:dict, # Histories by name, each a table as `History.frame` gives
+    frames:dict, # Histories by name, each a table as from `History.frame`
     fig=None # matplotlib figure to draw on; None makes a new one
-): # The figure
-    "Learning rate, loss and accuracy by epoch, of one or several trainings; validation solid, training dashed"
-    fig = fig or plt.figure(figsize=(13,3.4), layout='constrained')
-    axs = fig.subplots(1, 3)
-    for i,(nm,df) in enumerate(frames.items()):
-        kw = dict(color=okabe_ito[i%len(okabe_ito)])
-        if len(frames)>1 or len(df)==1: kw.update(marker='osD^vPX'[i%7], markersize=4, markevery=max(1,len(df)//8)) # one epoch is a point, no line
-        axs[0].plot(df.epoch, df.lr, label=nm, **kw)
+) -> plt.Figure: # Learning rate, loss and accuracy by epoch
+    "Plot the histories of one or several trainings: training dashed, validation solid"
+    if fig is None: fig = plt.figure(figsize=(6.5,2.6) if len(frames)==1 else (9,3.2), layout='constrained')
+    axs,markers = fig.subplots(1, 3),'osD^vPX'
+    for i,(name,df) in enumerate(frames.items()):
+        style = dict(color=okabe_ito[i%len(okabe_ito)])
+        if len(frames)>1 or len(df)==1: # a single epoch is a point, not a line
+            style.update(marker=markers[i%len(markers)], markersize=4, markevery=max(1,len(df)//8))
+        axs[0].plot(df.epoch, df.lr, label=name, **style)
         for ax,what in zip(axs[1:], ('loss','accuracy')):
-            for part,style in (('train','--'),('valid','-')):
-                if f'{part}_{what}' in df: ax.plot(df.epoch, df[f'{part}_{what}'], style, label=f'{nm} {part}'.strip(), **kw)
+            for part,line in (('train','--'),('valid','-')):
+                if f'{part}_{what}' not in df: continue
+                ax.plot(df.epoch, df[f'{part}_{what}'], line, label=f'{name} {part}'.strip(), **style)
     for ax,what in zip(axs, ('learning rate','loss','accuracy')): ax.set(xlabel='epoch', ylabel=what)
-    axs[1].legend(); axs[2].legend()
+    axs[1].legend(fontsize=9)
     if len(frames)==1: fig.suptitle(next(iter(frames)))
     return fig
 
 # %% ../nbs/07_callbacks.ipynb #6a578910
 class L1Penalty(Callback):
-    "Add the absolute values of all trainable parameters to what is minimised. The loss that is reported stays the loss; `value` is the penalty of the last step"
+    """Add the absolute values of all trainable parameters to the loss that is minimised
+
+    The reported loss is without it; `value` is the penalty of the last step."""
     order,run_valid = -4,False
     def __init__(self,
-        factor:float, # What the penalty is multiplied by
+        factor:float, # Factor of the penalty
         form:str='sum' # 'sum' of absolute values, the usual one; 'mean' adds the mean of each parameter tensor
     ):
         if form not in ('sum','mean'): raise ValueError(f"L1Penalty: form={form!r}, expected 'sum' or 'mean'")
         store_attr()
 
     def penalty(self, model:nn.Module) -> Tensor: # Scalar
-        "The penalty of a model's trainable parameters"
+        "Return the penalty of a model's trainable parameters"
         absolute = torch._foreach_abs([p for p in model.parameters() if p.requires_grad])
         return self.factor*torch.stack([o.sum() if self.form=='sum' else o.mean() for o in absolute]).sum()
 
     def after_loss(self):
         penalty = self.penalty(self.model)
         self.learn.loss_grad = self.loss_grad + penalty
-        self.value = penalty.detach() # the graph would keep the learner from being copied
+        self.value = penalty.detach() # with its graph, the learner could not be copied
 
 # %% ../nbs/07_callbacks.ipynb #7d25b29c
 class NonFiniteLossError(RuntimeError):
-    "A training whose loss is infinite or not a number: the message says where, and what to do"
+    "A training loss that is infinite or NaN"
 
 class TerminateOnNonFinite(FitCallback):
-    "Raise `NonFiniteLossError` at the first training loss that is not finite (an L1 penalty included), before it reaches the weights. On a GPU, where looking costs time, it looks every 50 steps and names the step"
+    """Raise `NonFiniteLossError` at the first non-finite training loss, an L1 penalty included
+
+    If every step is checked, the error comes before the step is taken."""
     order,run_valid = MixedPrecision.order+1,False
     def __init__(self,
-        every:int|None=None # Steps between two looks; None is 1 on a CPU and 50 elsewhere
+        every:int|None=None # Steps between checks; None is 1 on a CPU and 50 elsewhere, where checks cost time
     ): self.every = every
 
     def before_train(self): self._losses,self._averages = [],[]
     def before_batch(self):
-        if not self._losses: self._averages = [(b, b.detach().clone()) for b in self.model.buffers()] # the forward pass moves those of batch norm
+        if self._losses: return
+        self._averages = [(b, b.detach().clone()) for b in self.model.buffers()] # moved by batch norm
 
     def after_loss(self):
-        self._losses.append((self.loss_grad.detach().mean(), self.iter+1, self.opt.hypers[-1]['lr']))
-        if len(self._losses)>=(self.every or (1 if self.loss_grad.device.type=='cpu' else 50)): self._look()
+        loss = self.loss_grad.detach().mean()
+        self._losses.append((loss, self.iter+1, self.opt.hypers[-1]['lr']))
+        every = self.every or (1 if loss.device.type=='cpu' else 50)
+        if len(self._losses)>=every: self._check()
 
-    def after_train(self): self._look()
+    def after_train(self): self._check()
 
-    def _look(self):
+    def _check(self):
         losses,self._losses = self._losses,[]
         if not losses: return
-        values = torch.stack([o[0] for o in losses])
-        if hasattr(self.learn, 'distributed'): values = self.learn.distributed.sum(values) # lost in one process, lost in all
-        values = values.tolist()
-        i = next((i for i,v in enumerate(values) if not math.isfinite(v)), None)
-        if i is None: return
-        for b,was in self._averages: b.copy_(was)
-        raise NonFiniteLossError(f'the loss is {values[i]} in epoch {self.epoch+1}, step {losses[i][1]} of {self.n_iter}, at learning rate {losses[i][2]:.4g}. '
-                           f'{"The step was not taken. " if len(values)==1 else ""}Train with a lower learning rate: learn.range_test() suggests some')
+        values = torch.stack([loss for loss,_,_ in losses])
+        if hasattr(self.learn, 'distributed'): values = self.learn.distributed.sum(values) # stop all processes together
+        for value,(_,step,lr) in zip(values.tolist(), losses):
+            if math.isfinite(value): continue
+            for b,before in self._averages: b.copy_(before)
+            taken = 'The step was not taken. ' if len(losses)==1 else ''
+            raise NonFiniteLossError(
+                f'the loss is {value} in epoch {self.epoch+1}, step {step} of {self.n_iter}, at learning rate {lr:.4g}'
+                f'. {taken}Train with a lower learning rate: learn.range_test() suggests some')
 
 # %% ../nbs/07_callbacks.ipynb #56cad4f8
 class _DeviceLoss(AvgSmoothLoss):
@@ -286,49 +325,51 @@ class _DeviceLoss(AvgSmoothLoss):
         self.val = torch.lerp(loss, self.val.to(loss.device, loss.dtype), self.beta)
 
 class _OnDevice(GetAttr):
-    "A learner for fastai's averages, whose `to_detach` leaves tensors on their device"
+    "A learner whose `to_detach` leaves tensors on their device, for fastai's averages"
     _default = 'learn'
     def __init__(self, learn): self.learn = learn
     def to_detach(self, b, cpu=True, gather=True): return self.learn.to_detach(b, False, gather)
 
 def _accumulate(metric, learn): type(metric).accumulate(metric, _OnDevice(learn))
-def _averages(o): return type(o).accumulate in (AvgMetric.accumulate,AvgLoss.accumulate)
 
 class DeferredMetrics(FitCallback):
     "Leave losses and averages on the device, and read them once an epoch"
     order,_n_read = Recorder.order+1,0
     def __init__(self,
-        seconds:float=1. # Between two losses that the progress bar shows
+        seconds:float=1. # Seconds between two losses that the progress bar shows
     ): self.seconds,self._patched = seconds,[]
 
     def _patch(self, o, name, f):
         self._patched.append((o, name))
-        vars(o)[name] = f # `=` would warn of the learner's attributes
+        vars(o)[name] = f # `setattr` of a callback would warn
 
     def before_fit(self):
-        self._shown,self._n_read,recorder = time.perf_counter(),0,self.recorder
-        for o in [recorder.loss, *self.learn.metrics]:
-            if _averages(o): self._patch(o, 'accumulate', partial(_accumulate, o))
+        self._n_read,self._shown = 0,time.perf_counter()
+        for o in [self.recorder.loss, *self.learn.metrics]:
+            if type(o).accumulate in (AvgMetric.accumulate,AvgLoss.accumulate):
+                self._patch(o, 'accumulate', partial(_accumulate, o))
         for o in self.learn.cbs:
-            if isinstance(o, ProgressCallback) and type(o).after_batch is ProgressCallback.after_batch: self._patch(o, 'after_batch', partial(self._show, o))
-        vars(recorder)['smooth_loss'] = _DeviceLoss(recorder.smooth_loss.beta)
+            if isinstance(o, ProgressCallback) and type(o).after_batch is ProgressCallback.after_batch:
+                self._patch(o, 'after_batch', partial(self._show, o))
+        vars(self.recorder)['smooth_loss'] = _DeviceLoss(self.recorder.smooth_loss.beta)
 
     def _show(self, progress):
-        "Move the progress bar; its loss is read now and then"
+        "Move the progress bar, and show a loss if the last one is old enough"
         if time.perf_counter()-self._shown<self.seconds: return progress.pbar.update(self.iter+1)
         ProgressCallback.after_batch(progress)
         self._shown = time.perf_counter()
 
     def after_train(self):
-        new = self.recorder.losses[self._n_read:]
-        if new: self.recorder.losses[self._n_read:] = torch.stack(new).cpu().unbind()
-        self._n_read = len(self.recorder.losses)
+        losses = self.recorder.losses
+        new = losses[self._n_read:]
+        if new: losses[self._n_read:] = torch.stack(new).cpu().unbind()
+        self._n_read = len(losses)
 
     def cleanup(self):
         for o,name in self._patched: vars(o).pop(name, None)
-        self._patched,kept = [],self.recorder.smooth_loss
-        smooth = AvgSmoothLoss(kept.beta)
-        smooth.count,smooth.val = kept.count,kept.val.cpu()
+        self._patched,on_device = [],self.recorder.smooth_loss
+        smooth = AvgSmoothLoss(on_device.beta)
+        smooth.count,smooth.val = on_device.count,on_device.val.cpu()
         vars(self.recorder)['smooth_loss'] = smooth
         if smooth.count: self.learn.smooth_loss = smooth.value
         self.after_train()
@@ -342,23 +383,22 @@ class FastEvents(FitCallback):
         self.learn._call_one = self._call
 
     def _call(self, event_name):
-        known = [*map(id, self.learn.cbs)]
+        known = [id(cb) for cb in self.learn.cbs]
         if known!=self._known: # a callback was added or removed
             self._listeners,self._known = {},known
         if event_name not in self._listeners:
-            cbs = self.learn.cbs.sorted('order')
-            self._listeners[event_name] = [cb for cb in cbs if self._listens(cb, event_name)]
+            self._listeners[event_name] = [cb for cb in self.learn.cbs.sorted('order') if self._listens(cb, event_name)]
         for cb in self._listeners[event_name]: cb(event_name)
 
     def _listens(self, cb, event_name):
         own_call = type(cb).__call__ not in (Callback.__call__,FitCallback.__call__)
         return own_call or event_name in ('before_fit','after_fit') or hasattr(cb, event_name)
 
-    def cleanup(self): self.learn.__dict__.pop('_call_one', None)
+    def cleanup(self): vars(self.learn).pop('_call_one', None)
 
 # %% ../nbs/07_callbacks.ipynb #6eb6b85f
 class Whiten(FitCallback):
-    "Set a whitening first layer, `model.whiten`, from training images; anneal the steps of its bias to 0, then freeze it"
+    "Compute the whitening layer `model.whiten` from training images. Anneal the steps of its bias to 0, then freeze it"
     order,run_valid,during = ParamScheduler.order+1,False,('fit','range_test')
     def __init__(self,
         epochs:float=3., # Epochs until the bias is frozen
@@ -368,7 +408,7 @@ class Whiten(FitCallback):
         self.done = self.frozen = False
 
     def _sample(self):
-        "Training images without augmentation [n, C, H, W]; the seed of the loader decides which"
+        "Return a sample [n, C, H, W] of training images without augmentation, drawn by the seed of the loader"
         dl = self.dls.train.new(shuffle=False, drop_last=False)
         g = torch.Generator().manual_seed(getattr(dl, 'seed', 0))
         idxs = torch.randperm(dl.n, generator=g)[:self.n].sort().values
@@ -380,7 +420,7 @@ class Whiten(FitCallback):
         self.done = not self.in_range_test
         model = get_model(self.learn.model)
         set_whitening(model, self._sample())
-        # each process may find eigenvectors of another sign
+        # eigenvectors may have another sign in each process
         if hasattr(self.learn, 'distributed'): torch.distributed.broadcast(model.whiten.weight.data, 0)
 
     def before_step(self):
@@ -400,30 +440,33 @@ class Whiten(FitCallback):
 
 # %% ../nbs/07_callbacks.ipynb #4f91a5bd
 def progressive_side(
-    done:float, # Share of the training that is done, from 0 to 1
-    size:int, # Side of whole images, in pixels
-    start:float=.625, # Side at the start, as a share of the whole
-    until:float=.6 # Share of the training from which on images are whole
+    done:float, # Fraction of the training that is done, from 0 to 1
+    size:int, # Full side, in pixels
+    start:float=.625, # Side at the start, as a fraction of the full side
+    until:float=.6 # Fraction of the training from which on images have the full side
 ) -> int: # In pixels
-    "The side of images in progressive resizing, which grows by eighths of the whole (J. Howard, fast.ai, DAWNBench 2018). Raises `ValueError` for shares that are none"
-    if not (0<start<=1 and 0<until<=1): raise ValueError(f'progressive resizing: start={start}, until={until}, expected shares above 0, at most 1')
+    """Return the side of images in progressive resizing (J. Howard, fast.ai, DAWNBench 2018), which grows by eighths
+
+    Raise `ValueError` if `start` or `until` is out of range."""
+    if not (0<start<=1 and 0<until<=1):
+        raise ValueError(f'progressive resizing: start={start}, until={until}, expected values above 0, at most 1')
     if done>=until: return size
-    n_sizes = math.ceil(8*(1-start)-1e-9) # below the whole
+    n_sizes = math.ceil(8*(1-start)-1e-9) # below the full side
     return round(size*min(1., start+math.floor(n_sizes*done/until+1e-9)/8))
 
 def resize_batch(
-    x:Tensor, # Images [N,C,H,W]
-    side:int # Of the result, in pixels
-) -> Tensor: # Images [N,C,side,side]; the same ones if they have that size
-    "Resize a batch by bilinear interpolation, smoothed where it shrinks"
+    x:Tensor, # Images [N, C, H, W]
+    side:int # New side, in pixels
+) -> Tensor: # Images [N, C, side, side]; `x` itself if it has this size
+    "Resize a batch by bilinear interpolation with antialiasing"
     return x if x.shape[-2:]==(side,side) else F.interpolate(x, size=(side,side), mode='bilinear', antialias=True)
 
 class ProgressiveResize(FitCallback):
-    "Train on small images first, see `progressive_side`. Validation and range tests are on whole ones"
+    "Train on small images first, see `progressive_side`. Validation and range tests use the full size"
     order,run_valid = MixedPrecision.order-1,False
     def __init__(self,
-        start:float=.625, # Side at the start, as a share of the whole
-        until:float=.6 # Share of the training from which on images are whole
+        start:float=.625, # Side at the start, as a fraction of the full side
+        until:float=.6 # Fraction of the training from which on images have the full side
     ):
         progressive_side(0, 32, start, until)
         store_attr()

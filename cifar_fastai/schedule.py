@@ -1,4 +1,4 @@
-"""A schedule is a function from the length of a training to the learning rate of each of its steps: something to look at before it runs
+"""Learning rate and momentum of every step, known before the training; and a range test that leaves no trace
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/schedule.html.md"""
 
@@ -6,194 +6,201 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/schedule.html.md"""
 
 # %% ../nbs/08_schedule.ipynb #269d46ac
 from __future__ import annotations
-from contextlib import nullcontext
+import itertools,sys,tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fastai.vision.all import *
 from fastai.callback.schedule import combined_cos,LRFinder,ParamScheduler,SuggestionMethod
-import sys,tempfile
 from .core import *
 from .callbacks import *
 
 # %% auto #0
-__all__ = ['schedules', 'Schedule', 'PiecewiseLinear', 'OneCycle', 'Linear', 'MultiStep', 'lower_is_better', 'Plateau',
-           'plot_lrs', 'ScheduleLR', 'PlateauLR', 'RangeTest']
+__all__ = ['schedules', 'Schedule', 'plot_lrs', 'PiecewiseLinear', 'OneCycle', 'Linear', 'MultiStep', 'lower_is_better',
+           'Plateau', 'ScheduleLR', 'PlateauLR', 'RangeTest']
 
 # %% ../nbs/08_schedule.ipynb #74b00d75
 class Schedule:
-    "A learning-rate curve: `lrs(epochs, steps)` returns the rate of each step, and `moms` the momentum, or None if that stays"
-    def lrs(self, epochs, steps): raise NotImplementedError
-    def moms(self, epochs, steps): return None
+    "Base class of learning-rate schedules"
+    def lrs(self,
+        epochs:int, # Number of epochs
+        steps:int # Steps in an epoch
+    ) -> np.ndarray: # Learning rate of each step [epochs*steps]
+        "Return the learning rate of each step"
+        raise NotImplementedError
+
+    def moms(self,
+        epochs:int, # Number of epochs
+        steps:int # Steps in an epoch
+    ) -> np.ndarray|None: # Momentum of each step [epochs*steps]; None does not change it
+        "Return the momentum of each step"
+
     def _check(self, ok, field, expected):
         if not ok: raise ValueError(f'{type(self).__name__}: {field}={getattr(self,field)!r}, expected {expected}')
 
 def _within(value, low, high): return isinstance(value, Number) and low<=value<=high # NaN is not
-def _shares(values): return isinstance(values, (tuple,list)) and all(_within(o,0,1) for o in values)
+def _fractions(values): return isinstance(values, (tuple,list)) and all(_within(o, 0, 1) for o in values)
 
+# %% ../nbs/08_schedule.ipynb #996acd5f
+def plot_lrs(
+    lrs, # Learning rates of all steps [n], or a dict of several such curves by name
+    steps_per_epoch:int|None=None, # Steps in an epoch, for an x axis in epochs
+    ax=None # Axes to draw on; None makes new ones
+): # The axes
+    "Plot learning-rate curves"
+    if ax is None: ax = plt.subplots(figsize=(6,3))[1]
+    named = lrs if isinstance(lrs, dict) else {'': lrs}
+    for (name,y),style,color in zip(named.items(), itertools.cycle(['-','--',':','-.']), itertools.cycle(okabe_ito)):
+        ax.plot(np.arange(len(y))/(steps_per_epoch or 1), y, style, color=color, label=name)
+    ax.set(xlabel='epoch' if steps_per_epoch else 'step', ylabel='learning rate')
+    if len(named)>1: ax.legend()
+    return ax
+
+# %% ../nbs/08_schedule.ipynb #0af22c84
 @dataclass(frozen=True)
 class PiecewiseLinear(Schedule):
-    "Straight lines between knots, constant within each epoch: the curve of the published DavidNet training"
-    at:tuple=(0.,7/24,1.) # Knots, as shares of the training
+    "Straight lines between knots, constant within each epoch: the schedule of the published DavidNet training"
+    at:tuple=(0.,7/24,1.) # Knots, as fractions of the training
     lr:tuple=(.045,.45,.001125) # Learning rate at each knot
 
     def __post_init__(self):
-        if len(self.at)!=len(self.lr): raise ValueError(f'PiecewiseLinear: {len(self.at)} knots at={self.at} and {len(self.lr)} rates lr={self.lr}, expected the same number')
-        self._check(len(self.at) and _shares(self.at) and list(self.at)==sorted(self.at), 'at', 'shares from 0 to 1 in increasing order')
+        if len(self.at)!=len(self.lr):
+            raise ValueError(f'PiecewiseLinear: {len(self.lr)} rates for {len(self.at)} knots, expected as many')
+        ok = len(self.at) and _fractions(self.at) and list(self.at)==sorted(self.at)
+        self._check(ok, 'at', 'fractions from 0 to 1 in increasing order')
 
-    def lrs(self,
-        epochs:int, # Number of epochs
-        steps:int # Steps in an epoch
-    ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
+    def lrs(self, epochs, steps):
         return np.repeat(np.interp(np.arange(epochs), np.array(self.at)*epochs, self.lr), steps)
 
 # %% ../nbs/08_schedule.ipynb #1a735d21
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    "fastai's `fit_one_cycle` as a curve (L. Smith, Super-Convergence, 2018): cosine up, cosine down, momentum the other way"
+    "fastai's `fit_one_cycle` (L. Smith, Super-Convergence, 2018): cosine up, cosine down, momentum the other way"
     lr_max:float=.1 # Highest learning rate
-    div:float=25. # It starts at `lr_max/div`
-    div_final:float=1e5 # and ends at `lr_max/div_final`
-    pct_start:float=.25 # Share of the training on the way up
-    mom:tuple|None=(.95,.85,.95) # Momentum at the start, the top and the end; None leaves it alone
+    div:float=25. # Start at `lr_max/div`
+    div_final:float=1e5 # End at `lr_max/div_final`
+    pct_start:float=.25 # Fraction of the training on the way up
+    mom:tuple|None=(.95,.85,.95) # Momentum at the start, the top and the end; None does not change it
 
     def __post_init__(self):
-        self._check(_within(self.pct_start,0,1), 'pct_start', 'a share from 0 to 1')
-        for field in ('div','div_final'): self._check(_within(getattr(self,field),1,math.inf), field, 'a number of at least 1')
-        moms = (0.,)*3 if self.mom is None else self.mom
-        self._check(_shares(moms) and len(moms)==3 and max(moms)<1, 'mom', 'three values from 0 to below 1, or None')
+        self._check(_within(self.pct_start, 0, 1), 'pct_start', 'a fraction from 0 to 1')
+        for field in ('div','div_final'):
+            self._check(_within(getattr(self, field), 1, math.inf), field, 'a number of at least 1')
+        moms = (0.,0.,0.) if self.mom is None else self.mom
+        self._check(_fractions(moms) and len(moms)==3 and max(moms)<1, 'mom', 'three values from 0 to below 1, or None')
 
-    def _at(self, epochs, steps, *values):
+    def _curve(self, n, *values):
         f = combined_cos(self.pct_start, *values)
-        return np.array([f(i/(epochs*steps)) for i in range(epochs*steps)])
+        return np.array([f(i/n) for i in range(n)])
 
-    def lrs(self,
-        epochs:int, # Number of epochs
-        steps:int # Steps in an epoch
-    ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
-        return self._at(epochs, steps, self.lr_max/self.div, self.lr_max, self.lr_max/self.div_final)
+    def lrs(self, epochs, steps):
+        return self._curve(epochs*steps, self.lr_max/self.div, self.lr_max, self.lr_max/self.div_final)
 
-    def moms(self, epochs, steps):
-        "Momentum of each step, as `lrs`; None if it stays"
-        return None if self.mom is None else self._at(epochs, steps, *self.mom)
+    def moms(self, epochs, steps): return None if self.mom is None else self._curve(epochs*steps, *self.mom)
 
 # %% ../nbs/08_schedule.ipynb #f3fc5436
 @dataclass(frozen=True)
 class Linear(Schedule):
     "Straight up, then straight down"
     lr:float=.24 # Highest learning rate
-    pct_start:float=0. # Share of the training on the way up
-    start:float=.2 # It starts at this share of the highest, if there is a way up
-    end:float=0. # and ends at this share
+    pct_start:float=0. # Fraction of the training on the way up
+    start:float=.2 # Start at this fraction of the highest rate, unless `pct_start` is 0
+    end:float=0. # End at this fraction of the highest rate
 
     def __post_init__(self):
-        for field in ('pct_start','start','end'): self._check(_within(getattr(self,field),0,1), field, 'a share from 0 to 1')
+        for field in ('pct_start','start','end'):
+            self._check(_within(getattr(self, field), 0, 1), field, 'a fraction from 0 to 1')
 
-    def lrs(self,
-        epochs:int, # Number of epochs
-        steps:int # Steps in an epoch
-    ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
+    def lrs(self, epochs, steps):
         n = epochs*steps
-        return self.lr*np.interp(np.arange(n), [0,self.pct_start*n,n] if self.pct_start else [0,0,n], [self.start,1,self.end] if self.pct_start else [1,1,self.end])
+        at,factors = [0,n],[1,self.end]
+        if self.pct_start: at,factors = [0,self.pct_start*n,n],[self.start,1,self.end]
+        return self.lr*np.interp(np.arange(n), at, factors)
 
 # %% ../nbs/08_schedule.ipynb #69266cc1
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    "A constant rate that drops by a factor now and then, at the nearest epoch: torch's `MultiStepLR`. In very few epochs two drops may meet"
+    "A constant rate that drops by a factor at the epochs nearest to some fractions of the training"
     lr:float=.1 # First learning rate
-    at:tuple=(.5,.75) # Where it drops, as shares of the training
-    factor:float=.1 # What each drop multiplies it by
+    at:tuple=(.5,.75) # Drops, as fractions of the training
+    factor:float=.1 # Factor of each drop
 
     def __post_init__(self):
-        self._check(_shares(self.at), 'at', 'shares from 0 to 1')
-        self._check(_within(self.factor,0,1) and self.factor>0, 'factor', 'a factor above 0, at most 1')
+        self._check(_fractions(self.at), 'at', 'fractions from 0 to 1')
+        self._check(_within(self.factor, 0, 1) and self.factor>0, 'factor', 'a factor above 0, at most 1')
 
-    def lrs(self,
-        epochs:int, # Number of epochs
-        steps:int # Steps in an epoch
-    ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
+    def lrs(self, epochs, steps):
         drops = np.array([max(1, math.floor(o*epochs+.5)) for o in self.at])
         return np.repeat([self.lr*self.factor**int((drops<=e).sum()) for e in range(epochs)], steps)
 
 # %% ../nbs/08_schedule.ipynb #873187b8
-def lower_is_better(monitor): return 'loss' in monitor or 'error' in monitor
+def lower_is_better(
+    monitor:str # Name of a metric
+) -> bool: # True for losses and errors
+    "Return whether a lower value of a metric is better"
+    return 'loss' in monitor or 'error' in monitor
 
 @dataclass(frozen=True)
 class Plateau(Schedule):
-    "A rate that drops when a metric gets no better for some epochs: torch's `ReduceLROnPlateau`"
+    "A rate that drops when a metric has not improved for some epochs: torch's `ReduceLROnPlateau`"
     lr:float=.03 # First learning rate
-    factor:float=.1 # What each drop multiplies it by
-    patience:int=2 # Epochs without improvement that are waited out; it drops after one more
-    threshold:float=1e-3 # Share of the best by which a metric must be better to count
-    lr_min:float=1e-4 # It never drops below
-    monitor:str='valid_loss' # Metric of fastai's recorder that decides: less is better for a loss or an error, more for any other
+    factor:float=.1 # Factor of each drop
+    patience:int=2 # Epochs without improvement to wait; the rate drops after one more
+    threshold:float=1e-3 # Least improvement, as a fraction of the best value
+    lr_min:float=1e-4 # Lowest learning rate
+    monitor:str='valid_loss' # Metric of fastai's recorder: lower is better for a loss or an error, higher for any other
 
     def __post_init__(self):
-        self._check(_within(self.factor,0,1) and 0<self.factor<1, 'factor', 'a factor above 0 and below 1')
-        self._check(isinstance(self.patience, int) and self.patience>=0, 'patience', 'a whole number of epochs, 0 or more')
-        for field in ('threshold','lr_min'): self._check(_within(getattr(self,field),0,sys.float_info.max), field, 'a number of 0 or more')
+        self._check(_within(self.factor, 0, 1) and 0<self.factor<1, 'factor', 'a factor above 0 and below 1')
+        self._check(isinstance(self.patience, int) and self.patience>=0, 'patience', 'an integer of at least 0')
+        for field in ('threshold','lr_min'):
+            self._check(_within(getattr(self, field), 0, sys.float_info.max), field, 'a number of at least 0')
         self._check(isinstance(self.monitor, str) and self.monitor, 'monitor', 'the name of a metric')
+
+    def scheduler(self): # `scheduler.optimizer.param_groups[0]['lr']` is the learning rate
+        "Return torch's `ReduceLROnPlateau`, with an optimizer of its own"
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            torch.optim.SGD([torch.zeros(1)], lr=self.lr), 'min' if lower_is_better(self.monitor) else 'max',
+            self.factor, self.patience, self.threshold, threshold_mode='rel', min_lr=self.lr_min)
 
     def lrs(self,
         epochs:int, # Number of epochs
         steps:int, # Steps in an epoch
-        values=None # The metric after each epoch; None if it never stops getting better
-    ) -> np.ndarray: # Learning rate of each step, [epochs*steps]
+        values=None # The metric after each epoch; None if it improves in each
+    ) -> np.ndarray: # Learning rate of each step [epochs*steps]
+        "Return the learning rate of each step for given values of the metric"
         if values is None: return np.full(epochs*steps, self.lr)
-        if len(values)<epochs-1: raise ValueError(f'Plateau: {len(values)} values for {epochs} epochs, expected {epochs-1} at least')
-        watch = _PlateauWatch(self)
-        return np.repeat([self.lr]+[watch(v) for v in values[:epochs-1]], steps)
-
-class _PlateauWatch:
-    "torch's `ReduceLROnPlateau` on a learning rate alone: call it with each epoch's metric, read `lr`"
-    def __init__(self, p:Plateau): # The schedule
-        self._opt = torch.optim.SGD([torch.zeros(1)], lr=p.lr)
-        self._sched = torch.optim.lr_scheduler.ReduceLROnPlateau(self._opt, 'min' if lower_is_better(p.monitor) else 'max', factor=p.factor, patience=p.patience,
-                                                                 threshold=p.threshold, threshold_mode='rel', min_lr=p.lr_min)
-    @property
-    def lr(self): return self._opt.param_groups[0]['lr']
-    def __call__(self, value:float) -> float: # Metric of the epoch -> learning rate of the next
-        self._sched.step(float(value))
-        return self.lr
-
-    def state_dict(self): return dict(self._sched.state_dict(), lr=self.lr)
-    def load_state_dict(self, state):
-        self._sched.load_state_dict({k: v for k,v in state.items() if k!='lr'})
-        self._opt.param_groups[0]['lr'] = state['lr']
+        if len(values)<epochs-1: raise ValueError(f'Plateau: {len(values)} values, expected at least {epochs-1}')
+        scheduler,lrs = self.scheduler(),[self.lr]
+        for v in values[:epochs-1]:
+            scheduler.step(float(v))
+            lrs.append(scheduler.optimizer.param_groups[0]['lr'])
+        return np.repeat(lrs, steps)
 
 # %% ../nbs/08_schedule.ipynb #3a1c88dd
-schedules = {o.__name__: o for o in (PiecewiseLinear,OneCycle,Linear,MultiStep,Plateau)} # schedules by the name of their class
-
-# %% ../nbs/08_schedule.ipynb #7e85c65b
-def plot_lrs(
-    lrs, # Learning rates of all steps [n], or a dict of several such curves by name
-    steps_per_epoch:int|None=None, # Steps in an epoch: the x axis is in epochs then
-    ax=None # Axes to draw on; None makes new ones
-): # The axes
-    "Plot learning-rate curves"
-    if ax is None: ax = plt.subplots(figsize=(6,3))[1]
-    named = lrs if isinstance(lrs, dict) else {'': lrs}
-    for (nm,y),style in zip(named.items(), ['-','--',':','-.']*len(named)):
-        ax.plot(np.arange(len(y))/(steps_per_epoch or 1), y, style, label=nm)
-    ax.set(xlabel='epoch' if steps_per_epoch else 'step', ylabel='learning rate')
-    if len(named)>1: ax.legend()
-    return ax
+schedules = {o.__name__: o for o in (PiecewiseLinear,OneCycle,Linear,MultiStep,Plateau)} # by class name
 
 # %% ../nbs/08_schedule.ipynb #864ee4e5
-class ScheduleLR(Callback):
-    "Set the learning rate, and momentum, of every step from arrays. Raise `ValueError` if they are not as long as the fit, or for values out of range"
-    order,run_valid = 60,False # as fastai's `ParamScheduler`
+class ScheduleLR(FitCallback):
+    """Set the learning rate, and momentum, of every step from arrays
+
+    Raise `ValueError` if their length is not that of the fit, or for values out of range."""
+    order,run_valid = ParamScheduler.order,False
     def __init__(self,
         lrs, # Learning rate of each step
-        moms=None # Momentum of each step; None leaves it alone
+        moms=None # Momentum of each step; None does not change it
     ):
         store_attr()
-        if not all(0<=o<math.inf for o in lrs): raise ValueError('ScheduleLR: lrs has a learning rate that is negative or not finite')
+        if not all(0<=o<math.inf for o in lrs):
+            raise ValueError('ScheduleLR: lrs has a learning rate that is negative or not finite')
         if moms is None: return
-        if len(moms)!=len(lrs): raise ValueError(f'ScheduleLR: {len(moms)} moms for {len(lrs)} lrs, expected the same number')
-        if not all(0<=o<1 for o in moms): raise ValueError('ScheduleLR: moms has a momentum out of range, expected values from 0 to below 1')
+        if len(moms)!=len(lrs): raise ValueError(f'ScheduleLR: {len(moms)} moms for {len(lrs)} lrs, expected as many')
+        if not all(0<=o<1 for o in moms):
+            raise ValueError('ScheduleLR: moms has a momentum out of range, expected values from 0 to below 1')
 
     def before_fit(self):
-        n = self.n_epoch*len(self.dls.train)
-        if len(self.lrs)!=n: raise ValueError(f'ScheduleLR: a curve of {len(self.lrs)} steps for a fit of {n} ({self.n_epoch} epochs of {len(self.dls.train)})')
+        epochs,steps = self.n_epoch,len(self.dls.train)
+        if len(self.lrs)!=epochs*steps:
+            raise ValueError(f'ScheduleLR: lrs has {len(self.lrs)} steps, expected {epochs} epochs of {steps}')
 
     def before_batch(self):
         i = self.epoch*len(self.dls.train) + self.iter
@@ -201,75 +208,69 @@ class ScheduleLR(Callback):
         if self.moms is not None: self.opt.set_hypers(mom=float(self.moms[i]))
 
 # %% ../nbs/08_schedule.ipynb #fd8dee0b
-class PlateauLR(Callback):
-    "Lower the learning rate when the metric of a `Plateau` gets no better. Raises `ValueError` for a metric that the recorder does not have"
-    order,run_valid = 60,False
-    def __init__(self, schedule:Plateau): # The schedule
-        self.schedule = schedule
+class PlateauLR(FitCallback):
+    "Lower the learning rate by a `Plateau`. Raise `ValueError` if the recorder does not have its metric"
+    order,run_valid = ParamScheduler.order,False
+    def __init__(self,
+        schedule:Plateau # The schedule
+    ): self.schedule = schedule
 
     def before_fit(self):
-        self._elsewhere = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')
-        if self._elsewhere: return
-        names = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
-        if self.schedule.monitor not in names: raise ValueError(f'PlateauLR: no metric {self.schedule.monitor!r}; the recorder has {", ".join(names)}')
-        self._i,self.watch = names.index(self.schedule.monitor),_PlateauWatch(self.schedule)
-        self.opt.set_hypers(lr=self.watch.lr)
+        name,names = self.schedule.monitor,[o for o in self.recorder.metric_names if o not in ('epoch','time')]
+        if name not in names: raise ValueError(f'PlateauLR: no metric {name!r}, expected one of {", ".join(names)}')
+        self._i,self._scheduler = names.index(name),self.schedule.scheduler()
+        self.opt.set_hypers(lr=self.schedule.lr)
 
     def after_epoch(self):
         values = self.recorder.values[-1] if self.recorder.values else []
-        if not self._elsewhere and len(values)>self._i and values[self._i] is not None: self.opt.set_hypers(lr=self.watch(values[self._i]))
+        if len(values)<=self._i or values[self._i] is None: return # the epoch was cancelled
+        self._scheduler.step(float(values[self._i]))
+        self.opt.set_hypers(lr=self._group['lr'])
 
-    def state_dict(self): return self.watch.state_dict()
-    def load_state_dict(self, state): self.watch.load_state_dict(state)
+    @property
+    def _group(self): return self._scheduler.optimizer.param_groups[0]
+    def state_dict(self): return dict(self._scheduler.state_dict(), lr=self._group['lr'])
+    def load_state_dict(self, state):
+        self._scheduler.load_state_dict({k: v for k,v in state.items() if k!='lr'})
+        self._group['lr'] = state['lr']
 
 # %% ../nbs/08_schedule.ipynb #a7bc8b0d
-class _Untouched:
-    "Within this context, whatever a fit does to a learner is undone at the end"
-    def __init__(self, learn): self.learn = learn
-    def _sources(self):
-        "Getter and setter of each RNG state"
-        yield rng_state,set_rng_state
-        for dl in self.loaders:
-            if hasattr(dl, 'rng'): yield dl.rng.getstate,dl.rng.setstate
-            if isinstance(getattr(dl, 'generator', None), torch.Generator): yield dl.generator.get_state,dl.generator.set_state
-
-    def __enter__(self):
-        learn = self.learn
-        self.modules = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in learn.model.modules()]
-        self.values = [(t, t.detach().clone()) for t in [*learn.model.parameters(), *learn.model.buffers()]]
-        self.grads = [(p, p.grad) for p in learn.model.parameters()]
-        for p,_ in self.grads: p.grad = None
-        self.loaders = [dl for dl in getattr(learn.dls, 'loaders', learn.dls) if hasattr(dl, '__dict__')]
-        self.chance = [(put, get()) for get,put in self._sources()]
-        self.objects = [(o, {k: copy(v) if isinstance(v, (list,L)) else v for k,v in vars(o).items()}) for o in [*self.loaders, *learn.cbs, learn]]
-        built = getattr(learn.opt_func, 'opt', None) # an optimizer that was given ready-made
-        self.built = built and (built, built.state, [dict(g) for g in built.param_groups])
-        learn.opt,self.tmp = None,tempfile.TemporaryDirectory() # a new optimizer for the test: the old one is not touched
-        learn.path = Path(self.tmp.name)
-
-    def __exit__(self, *args):
-        for o,d in self.objects: vars(o).clear(); vars(o).update(d)
-        for put,state in self.chance: put(state)
-        for m,mode,ps,bs in self.modules: m.training = mode; m._parameters.update(ps); m._buffers.update(bs)
-        for t,v in self.values: t.data = v # with the device and the memory format that it had
-        for p,g in self.grads: p.grad = g
-        if self.built:
-            opt,opt.state,groups = self.built[0],self.built[1],self.built[2]
-            for g,d in zip(opt.param_groups, groups): g.update(d)
-        self.tmp.cleanup()
+@contextmanager
+def _untouched(learn):
+    "Undo what a fit does to a learner, on exit"
+    model,loaders = learn.model,getattr(learn.dls, 'loaders', learn.dls)
+    modules = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    tensors = [(t, t.detach().clone()) for t in [*model.parameters(), *model.buffers()]]
+    grads = [(p, p.grad) for p in model.parameters()]
+    opt = getattr(learn.opt_func, 'opt', None) # of an `OptimWrapper` that was created by hand
+    groups = [(g, dict(g)) for g in opt.param_groups] if opt else []
+    with restore_rng(*loaders),restore_attrs(*loaders, *learn.cbs, learn, opt),tempfile.TemporaryDirectory() as d:
+        learn.opt,learn.path = None,Path(d) # the test has an optimizer of its own
+        for p in model.parameters(): p.grad = None
+        try: yield
+        finally:
+            for m,mode,params,buffers in modules:
+                m.training = mode
+                m._parameters.update(params)
+                m._buffers.update(buffers)
+            for t,value in tensors: t.data = value # on its device, in its memory format
+            for p,grad in grads: p.grad = grad
+            for g,values in groups: g.update(values)
 
 # %% ../nbs/08_schedule.ipynb #6f7dd5c8
 class _Ramp(LRFinder):
-    name = 'lr_finder' # by which other callbacks know that this is no training
+    name = 'lr_finder' # makes the fit a range test
     def __init__(self, start, end, num_it, smooth, stop):
         super().__init__(start, end, num_it)
-        self.smooth,self.stop,self.rates,self.raw,self.average,self._ema = smooth,stop,[],[],[],0.
+        self.smooth,self.stop = smooth,stop
+        self.rates,self.raw,self.average,self._ema = [],[],[],0.
 
     def before_fit(self): ParamScheduler.before_fit(self)
     def after_batch(self):
         loss = self.loss.detach().float().mean().item()
         if not math.isfinite(loss): raise CancelFitException()
-        self.rates.append(self.opt.hypers[-1]['lr']); self.raw.append(loss)
+        self.rates.append(self.opt.hypers[-1]['lr'])
+        self.raw.append(loss)
         self._ema = self.smooth*self._ema+(1-self.smooth)*loss
         self.average.append(self._ema/(1-self.smooth**len(self.raw))) # bias-corrected
         if self.average[-1]>self.stop*min(self.average) or len(self.raw)>=self.num_it: raise CancelFitException()
@@ -277,14 +278,16 @@ class _Ramp(LRFinder):
     def after_fit(self): pass
 
 class RangeTest:
-    "What a range test found: `lrs`, `losses` (raw) and `smooth`, `suggestions` by name, and whether the curve is `flat`"
-    meanings = dict(steep='where the loss falls fastest: a first rate to try', minimum='a decade below the lowest loss: a highest rate for one-cycle',
-                    valley='the middle of the longest valley, which is fastai\'s own choice', slide='where the slope begins to change, seen from the end')
+    "Result of a range test: `lrs`, `losses`, `smooth`; `suggestions` by name, whether it is `flat` or `grows` only"
+    meanings = dict(steep='where the loss falls fastest: a first rate to try',
+                    minimum='a decade below the lowest loss: a highest rate for one-cycle',
+                    valley="the middle of the longest valley: fastai's default",
+                    slide='where the slope begins to change, seen from the end')
     def __init__(self,
         lrs, # Learning rate of each step
-        losses, # Its loss
-        smooth, # Its smoothed loss
-        flat_below:float=.01 # A curve is flat if it falls by less than this share of where it starts, or by less than its noise
+        losses, # Loss of each step
+        smooth, # Smoothed loss of each step
+        flat_below:float=.01 # A curve is flat if it falls by less than this fraction of its start, or its noise
     ):
         self.lrs,self.losses,self.smooth,self.suggestions = np.array(lrs),np.array(losses),np.array(smooth),{}
         n,skip = len(self.lrs),len(self.lrs)//10
@@ -296,48 +299,57 @@ class RangeTest:
         self.flat = bool(not self.grows and self.start-low<max(flat_below*abs(self.start), 2*noise))
         if self.flat or self.grows or n<20: return
         x,y = tensor(self.lrs[skip:]),tensor(self.smooth[skip:])
-        down = int(y.argmin())+1 # beyond the lowest loss, a fall is only the way back from a rise
+        to_lowest = max(int(y.argmin())+1, 2) # after the lowest loss, a fall is only the way back from a rise
         for f in (SuggestionMethod.Steep,SuggestionMethod.Minimum,SuggestionMethod.Valley,SuggestionMethod.Slide):
-            i = max(down,2) if f is SuggestionMethod.Steep else len(x)
+            i = to_lowest if f is SuggestionMethod.Steep else len(x)
             self.suggestions[f.__name__] = float(f(x[:i], y[:i], i)[0])
 
     def __repr__(self):
-        span = f'{len(self.lrs)} steps from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}' if len(self.lrs) else 'no step with a finite loss'
-        if self.grows: return f'Range test, {span}: the loss only grows. Start lower'
-        if self.flat: return (f'Range test, {span}: the curve is flat. The smoothed loss, {self.start:.4f} at the start, falls by {max(self.drop,0):.2%} at most, which is no more than its noise, '
-                              'so no rate can be suggested. Either the weights get next to no gradient (look at the initialisation and at the activations), or all of these rates are too low')
-        if not self.suggestions: return f'Range test, {span}: too short to suggest anything. Start lower, or take more steps'
-        return '\n'.join([f'Range test, {span}'] + [f'{k:>8} {v:.2e}  {self.meanings[k]}' for k,v in self.suggestions.items()])
+        span = 'no step with a finite loss'
+        if len(self.lrs): span = f'{len(self.lrs)} steps from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}'
+        res = f'Range test, {span}'
+        if self.grows: return f'{res}: the loss only grows. Start at a lower rate'
+        if self.flat: return (
+            f'{res}: the curve is flat. The smoothed loss, {self.start:.4f} at the start, falls by at most '
+            f'{max(self.drop,0):.2%}, which is within its noise, so no rate can be suggested. Either the gradients vanish (check '
+            'the initialisation and the activations), or all of these rates are too low')
+        if not self.suggestions: return f'{res}: too short for suggestions. Start at a lower rate, or take more steps'
+        return '\n'.join([res, *(f'{k:>8} {v:.2e}  {self.meanings[k]}' for k,v in self.suggestions.items())])
 
     def plot(self,
         ax=None # Axes to draw on; None makes new ones
     ): # The axes
-        "Raw and smoothed loss over the learning rate, with the suggestions"
+        "Plot raw and smoothed loss over the learning rate, with the suggestions"
         if ax is None: ax = plt.subplots(figsize=(6,3.4), layout='constrained')[1]
         ax.plot(self.lrs, self.losses, color='0.7', lw=1, label='raw')
-        ax.plot(self.lrs, self.smooth, color='C0', label='smoothed')
-        for (nm,lr),mark in zip(self.suggestions.items(), 'osD^'): ax.plot(lr, np.interp(np.log(lr), np.log(self.lrs), self.smooth), mark, label=f'{nm} {lr:.1e}')
-        ax.set(xscale='log', xlabel='learning rate', ylabel='loss', title='flat: nothing to suggest' if self.flat else '')
-        if self.suggestions: # so that a diverging loss does not hide the descent
+        ax.plot(self.lrs, self.smooth, color=okabe_ito[0], label='smoothed')
+        for (name,lr),marker,color in zip(self.suggestions.items(), 'osD^', okabe_ito[1:]):
+            loss = np.interp(np.log(lr), np.log(self.lrs), self.smooth)
+            ax.plot(lr, loss, marker, color=color, label=f'{name} {lr:.1e}')
+        ax.set(xscale='log', xlabel='learning rate', ylabel='loss', title='flat: no suggestions' if self.flat else '')
+        if self.suggestions: # cut off a diverging loss, which would hide the descent
             fall = self.start-self.smooth.min()
             ax.set_ylim(self.smooth.min()-.3*fall, min(np.nanmax(self.losses), self.start+fall)+.1*fall)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=9)
         return ax
 
 @patch
 def range_test(self:Learner,
     start:float=1e-7, # First learning rate
-    end:float=10., # Last learning rate, unless the loss is lost before
+    end:float=10., # Last learning rate, unless the loss diverges before
     num_it:int=100, # Steps from the first to the last
     smooth:float=.9, # Weight of the past in the smoothed loss, bias-corrected
     stop:float=4. # Stop when the smoothed loss is this many times its best
 ) -> RangeTest: # Prints its suggestions; `.plot()` draws it
-    "A learning-rate range test that leaves weights, optimizer, RNG state, data order, recorder and files as they were. Raise `ValueError` for arguments out of range"
-    if not 0<start<end<math.inf: raise ValueError(f'range_test: start={start!r}, end={end!r}: expected 0 < start < end')
-    if not 0<=smooth<1: raise ValueError(f'range_test: smooth={smooth!r}: expected 0 or more, below 1')
-    if not num_it>=1: raise ValueError(f'range_test: num_it={num_it!r}: expected at least 1')
-    if not stop>1: raise ValueError(f'range_test: stop={stop!r}: expected above 1')
-    if not len(self.dls.train): raise ValueError('range_test: the training set has no batch; choose a smaller batch size')
+    """Run a learning-rate range test without side effects
+
+    Weights, optimizer, RNG state, data order, recorder and files stay as they are.
+    Raise `ValueError` for arguments out of range."""
+    if not 0<start<end<math.inf: raise ValueError(f'range_test: start={start!r}, end={end!r}, expected 0 < start < end')
+    if not 0<=smooth<1: raise ValueError(f'range_test: smooth={smooth!r}, expected at least 0 and below 1')
+    if not num_it>=1: raise ValueError(f'range_test: num_it={num_it!r}, expected at least 1')
+    if not stop>1: raise ValueError(f'range_test: stop={stop!r}, expected above 1')
+    if not len(self.dls.train): raise ValueError('range_test: the training set has no batch; lower the batch size')
     ramp = _Ramp(start, end, num_it, smooth, stop)
-    with _Untouched(self),self.no_logging(): self.fit(num_it//len(self.dls.train)+1, cbs=ramp)
+    with _untouched(self),self.no_logging(): self.fit(num_it//len(self.dls.train)+1, cbs=ramp)
     return RangeTest(ramp.rates, ramp.raw, ramp.average)
