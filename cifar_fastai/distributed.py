@@ -1,4 +1,4 @@
-"""One training on several GPUs or machines, equal to that on one: fastai's distributed context, with loaders that share batches
+"""One training on several GPUs or machines through fastai's distributed context, with the batches and the result of a single device
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/distributed.html.md"""
 
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 try: from accelerate import PartialState
 except ImportError:
-    raise ImportError("several processes need the package accelerate of the extra distributed. "
-                      "In a clone of the library: pip install -e '.[distributed]'") from None
+    raise ImportError("cifar_fastai.distributed needs the package accelerate. "
+                      "Install it in a clone of the library: pip install -e '.[distributed]'") from None
 from accelerate.utils import DistributedDataParallelKwargs,broadcast_object_list,gather_object
 from fastai.vision.all import *
 from fastai.distributed import *
@@ -22,116 +22,109 @@ from .loaders import *
 from .callbacks import FitCallback
 
 # %% auto #0
-__all__ = ['start_processes', 'LostProcess', 'detect_lost_process', 'on_rank0', 'Distributed', 'alone', 'spread']
+__all__ = ['start_processes', 'on_rank0', 'LostProcess', 'detect_lost_process', 'Distributed', 'single_process', 'spread']
 
 # %% ../nbs/11_distributed.ipynb #4c4d4c46
 def start_processes(
-    device=None, # A device of the kind that they train on; None is the best there is
-    hours:float|None=None # How long one may wait for another; None is torch's default
+    device=None, # Device type to train on; None is fastai's default device
+    hours:float|None=None # Hours that a process waits for another one; None is torch's default
 ):
-    "Join the processes that torchrun or accelerate launch started, by NCCL on GPUs and gloo on CPUs. Does nothing in a process that is alone"
+    """Connect the processes that torchrun or accelerate launch started, by NCCL on GPUs and gloo on CPUs
+
+    Do nothing in a single process."""
     if num_distrib()<2 or torch.distributed.is_initialized(): return
-    cpu = torch.device(device or default_device()).type=='cpu'
-    PartialState(cpu=cpu, **(dict(timeout=timedelta(hours=hours)) if hours else {}))
+    on_cpu = torch.device(device or default_device()).type=='cpu'
+    kwargs = dict(timeout=timedelta(hours=hours)) if hours else {}
+    PartialState(cpu=on_cpu, **kwargs)
     atexit.register(teardown_distrib)
 
+def on_rank0(
+    f, # Function without arguments, called in rank 0 only
+    device=None # As for `start_processes`
+): # The result of `f`
+    "Call `f` in rank 0 and return its result in all processes. Raise its exception in all of them"
+    if num_distrib()<2: return f()
+    start_processes(device)
+    result,error = None,None
+    if rank_distrib()==0:
+        try: result = f()
+        except Exception as e: error = e
+    result,error = broadcast_object_list([result,error])
+    if error is not None: raise error
+    return result
+
+# %% ../nbs/11_distributed.ipynb #4f830452
 class LostProcess(RuntimeError):
-    "Another process has ended, without which this one cannot go on"
+    "Another process of the training has ended, so this one cannot continue"
 
 @contextmanager
 def detect_lost_process():
-    "Within this context, what torch says when another process is gone is raised as `LostProcess`"
+    "Return a context that raises `LostProcess` in place of torch's communication errors. Let other errors through"
     try: yield
     except RuntimeError as e:
-        if not (isinstance(e, torch.distributed.DistError) or 'gloo' in str(e) or 'NCCL' in str(e)): raise
-        raise LostProcess('another process of this training has ended, so this one cannot go on. If it failed, it has said why; one that was killed says nothing') from e
-
-def on_rank0(
-    make, # Function without arguments: the first process alone calls it
-    device=None # As for `start_processes`
-): # What it gave, in all processes
-    "Do something once, such as making a folder, and let all processes know. An error is raised in all of them"
-    if num_distrib()<2: return make()
-    start_processes(device)
-    res = None
-    if not rank_distrib():
-        try: res = make(),None
-        except Exception as e: res = None,e
-    value,error = broadcast_object_list([res])[0]
-    if error: raise error
-    return value
+        is_lost = isinstance(e, torch.distributed.DistError) or 'gloo' in str(e) or 'NCCL' in str(e)
+        if not is_lost: raise
+        raise LostProcess('another process of this training has ended, so this one cannot continue. '
+                          'Look for the error message of that process; a killed process leaves none') from e
 
 # %% ../nbs/11_distributed.ipynb #ed89b3d6
-class _AllSum(torch.autograd.Function):
-    "Sum over all processes; so is its gradient"
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        torch.distributed.all_reduce(x)
-        return x
-    @staticmethod
-    def backward(ctx, grad): return _AllSum.forward(ctx, grad.contiguous())
-
-class _SyncNorm(nn.modules.batchnorm._BatchNorm):
-    "Batch norm by the statistics of all processes, for CPUs"
-    def forward(self, x):
-        if not self.training: return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.running_mean is None, eps=self.eps)
-        dims,shape,y = [0,*range(2,x.ndim)],[1,-1]+[1]*(x.ndim-2),x.float()
-        n = _AllSum.apply(torch.tensor(float(x.numel()//x.shape[1])))
-        mean = _AllSum.apply(y.sum(dims))/n
-        y = y-mean.view(shape)
-        var = _AllSum.apply((y**2).sum(dims))/n
-        if self.track_running_stats:
-            self.num_batches_tracked.add_(1)
-            share = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(var*n/(n-1), share)
-        y = y*(var+self.eps).rsqrt().view(shape)
-        return (y*self.weight.view(shape)+self.bias.view(shape) if self.affine else y).to(x.dtype)
-
-def _norms(model):
-    "Layers of batch norm that compute as torch's own do"
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and type(m).forward is nn.BatchNorm2d.forward]
+def _batch_norms(model):
+    "Return the layers that compute torch's own batch norm, which `SyncBatchNorm` can replace"
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [m for m in norms if type(m).forward is nn.BatchNorm2d.forward]
 
 class Distributed(FitCallback, DistributedTrainer):
-    "fastai's `DistributedTrainer` for loaders that share each batch: a training by several processes equals that by one"
+    "fastai's `DistributedTrainer` for loaders that split each batch: several processes train as a single one does"
     during = 'fit','range_test','evaluation'
     def __init__(self,
-        sync_bn:bool=True, # Statistics of batch norm over all processes? False: each takes its own, and the first one's are kept
+        sync_bn:bool=True, # Use `SyncBatchNorm` on GPUs? False, and on CPUs: statistics of each shard
         **kwargs # For accelerate's `Accelerator`
     ):
-        kwargs.setdefault('kwargs_handlers', [DistributedDataParallelKwargs(broadcast_buffers=False)]) # they are equal
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False) # `after_train` does it once an epoch
+        kwargs.setdefault('kwargs_handlers', [ddp])
         super().__init__(False, mixed_precision='no', **kwargs)
-        self.sync,self._was = sync_bn,[]
+        self.sync,self._norms = sync_bn,[]
 
     def before_fit(self):
-        self._seed,self._was = torch.initial_seed(),[(m,type(m)) for m in _norms(self.learn.model)] if self.sync else []
-        for m,_ in self._was:
-            m.__class__ = nn.SyncBatchNorm if self.dls.device.type=='cuda' else _SyncNorm # with the parameters and averages that it has
-            m.process_group = None
+        self._seed = torch.initial_seed()
+        if self.sync and self.dls.device.type=='cuda': self._sync_norms()
         with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', '.*broadcast_buffers', FutureWarning) # torch's, of the name that its older versions know
+            warnings.filterwarnings('ignore', '.*broadcast_buffers', FutureWarning) # accelerate uses the old name
             super().before_fit()
-        mine = [[(type(o).__name__,o.n,o.bs,getattr(o,'seed',None),getattr(o,'epoch',None)) for o in self.dls.loaders]]
-        others = gather_object(mine)
-        if any(o!=mine[0] for o in others): raise ValueError(f'the processes have different images, batch sizes or seeds: {others}. Make the same loaders in all, with the same seed')
+        self._check_loaders()
 
-    def _wrap_dl(self, dl): return dl.shard(rank_distrib(), num_distrib()) if isinstance(dl, SeededDL) else super()._wrap_dl(dl)
+    def _sync_norms(self):
+        self._norms = [(m,type(m)) for m in _batch_norms(self.learn.model)]
+        for m,_ in self._norms: # in place: hooks, optimizer and other callbacks hold these layers
+            m.__class__ = nn.SyncBatchNorm
+            m.process_group = None
 
-    def before_train(self): # the loaders of a fit are wrapped; any other is for all of its images
-        if rank_distrib(): torch.manual_seed(derive_seed(self._seed, rank_distrib(), self.epoch))
+    def _check_loaders(self):
+        def facts(dl): return type(dl).__name__,dl.n,dl.bs,getattr(dl, 'seed', None),getattr(dl, 'epoch', None)
+        loaders = gather_object([[facts(o) for o in self.dls.loaders]])
+        if any(o!=loaders[0] for o in loaders):
+            raise ValueError(f'the processes have different images, batch sizes or seeds: {loaders}. '
+                             'Create the same loaders in all processes, with the same seed')
+
+    def _wrap_dl(self, dl):
+        return dl.shard(rank_distrib(), num_distrib()) if isinstance(dl, SeededDL) else super()._wrap_dl(dl)
+
+    # the loaders of the fit are split in `before_fit`; any other loader gives all its images to each process
     def before_validate(self): pass
+    def before_train(self):
+        if rank_distrib(): torch.manual_seed(derive_seed(self._seed, rank_distrib(), self.epoch))
 
     def after_loss(self):
         if not (self.training and isinstance(self.dl, SeededDL)): return
-        part = find_bs(self.yb)*num_distrib()/self.dl.batch_size(self.iter)
-        if part!=1: self.learn.loss_grad = self.loss_grad*part
+        weight = find_bs(self.yb)*num_distrib()/self.dl.batch_size(self.iter)
+        if weight!=1: self.learn.loss_grad = self.loss_grad*weight
 
-    def after_train(self): self._add_up(self.recorder._train_mets[1:])
-    def after_validate(self): self._add_up(self.recorder._valid_mets)
+    def after_train(self):
+        self._gather(self.recorder._train_mets[1:])
+        for o in self.model.buffers(): torch.distributed.broadcast(o, 0) # running averages of batch norm
+    def after_validate(self): self._gather(self.recorder._valid_mets)
 
-    def _add_up(self, metrics):
+    def _gather(self, metrics):
         for m in metrics:
             if hasattr(m, 'total'):
                 total,count = self.sum(torch.tensor([float(m.total),m.count])).tolist()
@@ -144,19 +137,21 @@ class Distributed(FitCallback, DistributedTrainer):
             for dl in self.dls.loaders:
                 if isinstance(dl, SeededDL): dl.shard()
             super().after_fit()
-        for m,kind in self._was:
-            m.__class__ = kind
+        for m,cls in self._norms:
+            m.__class__ = cls
             vars(m).pop('process_group', None)
-        self._was = []
+        self._norms = []
 
     def sum(self,
-        x:Tensor # Of the same shape in all processes
-    ) -> Tensor:
-        "The sum over all processes"
+        x:Tensor # Same shape in all processes
+    ) -> Tensor: # Same shape and device as `x`
+        "Return the sum over all processes"
         return self._reduce(x, torch.distributed.ReduceOp.SUM)
 
-    def max(self, *values:float) -> list:
-        "The largest over all processes of each number"
+    def max(self,
+        *values:int # Same number of values in all processes
+    ) -> list: # Of integers
+        "Return the maximum of each value over all processes"
         return [int(o) for o in self._reduce(torch.tensor(values), torch.distributed.ReduceOp.MAX)]
 
     def _reduce(self, x, op):
@@ -165,15 +160,15 @@ class Distributed(FitCallback, DistributedTrainer):
         return y.to(x.device)
 
     def wait(self):
-        "Go on when all processes have come here"
+        "Wait until all processes have reached this call"
         distrib_barrier()
 
 @patch
 def to_distributed(self:Learner,
-    sync_bn:bool=True, # Statistics of batch norm over all processes?
+    sync_bn:bool=True, # As for `Distributed`
     **kwargs # For accelerate's `Accelerator`
 ) -> Learner:
-    "fastai's verb, by `Distributed`: on CPUs, too, and with the loaders of this library"
+    "Train together with the other processes, on GPUs or CPUs; fastai's `distrib_ctx` calls it"
     start_processes(self.dls.device)
     self.add_cb(Distributed(sync_bn, cpu=torch.device(self.dls.device).type=='cpu', **kwargs))
     if rank_distrib(): self.remove_cb(ProgressCallback)
@@ -181,25 +176,27 @@ def to_distributed(self:Learner,
 
 # %% ../nbs/11_distributed.ipynb #e42d00e7
 @contextmanager
-def alone():
-    "Within this context a process works by itself, as if there were no others"
+def single_process():
+    "Return a context in which this process works without the others, as if it were the only one"
     was = {k: os.environ.pop(k) for k in ('RANK','WORLD_SIZE') if k in os.environ}
     try: yield
     finally: os.environ.update(was)
 
 def spread(
-    f, # Function of a job, done by one process
-    jobs, # What there is to do, the same in all processes
+    f, # Function of a job
+    jobs, # Jobs, the same in all processes
     device=None # As for `start_processes`
-) -> list: # Result of each job, in their order, in all processes
-    "Do independent jobs in all processes at once. The first error is raised when all is done"
+) -> list: # Results in the order of `jobs`, in all processes
+    "Run independent jobs in all processes at once. Raise the first error when all jobs are done"
     jobs = list(jobs)
     if num_distrib()<2: return [f(o) for o in jobs]
     start_processes(device, hours=24*7)
-    def done(i):
+    def run(i):
         try: return i,f(jobs[i]),None
         except Exception as e: return i,None,e
-    with PartialState().split_between_processes(list(range(len(jobs)))) as mine,alone(): results = [done(i) for i in mine]
-    results = sorted(gather_object(results), key=itemgetter(0))
-    if error := next((e for _,_,e in results if e), None): raise error
-    return [o for _,o,_ in results]
+    with PartialState().split_between_processes(list(range(len(jobs)))) as mine,single_process():
+        done = [run(i) for i in mine]
+    done = sorted(gather_object(done), key=itemgetter(0))
+    for _,_,error in done:
+        if error is not None: raise error
+    return [result for _,result,_ in done]
