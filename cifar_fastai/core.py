@@ -8,10 +8,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 from __future__ import annotations
 import difflib,os,random,shutil,sys,tempfile,time
 from contextlib import contextmanager
-import torch
 from filelock import FileLock
-from fastai.torch_core import *
-from fastai.imports import *
+from fastcore.basics import num_cpus
+from pathlib import Path
+import numpy as np
 
 # %% auto #0
 __all__ = ['okabe_ito', 'look_up', 'derive_seed', 'rng_state', 'set_rng_state', 'cpu_has_bf16', 'half_precision', 'device_name',
@@ -40,6 +40,7 @@ def derive_seed(
 # %% ../nbs/00_core.ipynb #3e109e90
 def rng_state() -> dict: # Tensors, numbers and strings, for `set_rng_state`
     "Return the RNG state of Python, NumPy and torch, CUDA and MPS included"
+    import torch
     version,internal,gauss = random.getstate()
     kind,keys,*rest = np.random.get_state()
     res = dict(python=[version,list(internal),gauss], numpy=[kind,torch.from_numpy(keys.astype(np.int64)),*rest],
@@ -52,6 +53,7 @@ def set_rng_state(
     state:dict # From `rng_state`
 ):
     "Restore an RNG state"
+    import torch
     version,internal,gauss = state['python']
     random.setstate((version,tuple(internal),gauss))
     kind,keys,*rest = state['numpy']
@@ -79,6 +81,8 @@ def half_precision(
     device=None # `torch.device` or its name; None is fastai's default device
 ) -> str|None: # 'fp16', 'bf16' or None
     "Return the 16-bit precision that is fast on a device: fp16 on CUDA and MPS, bf16 on a CPU that has it, else None"
+    import torch
+    from fastai.torch_core import default_device
     kind = torch.device(device or default_device()).type
     if kind in ('cuda','mps'): return 'fp16'
     if kind=='cpu' and cpu_has_bf16(): return 'bf16'
@@ -88,6 +92,7 @@ def device_name(
     device # `torch.device` or its name
 ) -> str: # Such as 'NVIDIA H100 80GB HBM3', 'CPU, 2 cores' or 'mps'
     "Return a readable name of a device"
+    import torch
     device = torch.device(device)
     if device.type=='cuda': return torch.cuda.get_device_name(device)
     return f'CPU, {num_cpus()} cores' if device.type=='cpu' else device.type

@@ -24,7 +24,7 @@ __all__ = ['cifar10_classes', 'data_sets', 'DataError', 'read_image', 'ImageFile
            'unreadable_images', 'Images', 'load_images', 'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/02_data.ipynb #0291b9c2
-class DataError(Exception):
+class DataError(ValueError):
     "Invalid or missing images: the message states the file or folder, what is invalid and what to do"
 
 def _channels_first(a):

@@ -202,10 +202,6 @@ class SaveRun(FitCallback):
 
     def after_fit(self): self.finish('done')
 
-def error_text(e:BaseException) -> str:
-    "Return the message of an error without the line that fastai prepends to errors in callbacks"
-    return str(e).split('\n\t')[-1]
-
 def required_callbacks(learn) -> list:
     "Names of the callbacks that `resume` needs: not progress bars, nor the precision, which depends on the device"
     def needed(o): return getattr(o, 'needed_to_resume', not isinstance(o, (ProgressCallback,fp16.MixedPrecision)))
