@@ -1,4 +1,4 @@
-"""Images to classes from a shell, in a second: an ONNX file needs neither torch nor fastai
+"""Predict the classes of images from the command line, without torch and fastai if the model is an ONNX file
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/cli_predict.html.md"""
 
@@ -8,19 +8,22 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli_predict.html.md"""
 from __future__ import annotations
 import csv,io,json,os,sys
 from pathlib import Path
+from typing import Annotated
 from fastcore.script import call_parse,store_true
 from .codec import ImageError,image_files
+from .cli import check_at_least
+from .core import look_up
 from .predict import *
 
 # %% auto #0
-__all__ = ['cifar_predict']
+__all__ = ['Format', 'cifar_predict']
 
 # %% ../nbs/25_cli_predict.ipynb #6de5b2a5
 def _image_files(
-    image, # A file, a folder (all images in it and in its folders, by name), or '-' for the standard input
-    warn # Function that takes the message about files of a folder that were left out
-) -> list: # Paths, or the standard input as a file with a name
-    "Return what a command's IMAGE means. Raise `PredictError` for a folder without images; whether a file is an image is seen when it is read"
+    image, # A file, a folder (searched recursively), or '-' for standard input
+    warn # Function that takes the message about files of a folder that are left out
+) -> list: # Paths, or standard input as a file with a name
+    "Return the image files that an argument names. Raise `PredictError` for a folder without images"
     if image=='-':
         file = io.BytesIO(sys.stdin.buffer.read())
         file.name = 'standard input'
@@ -31,71 +34,98 @@ def _image_files(
     except ImageError as e: raise PredictError(str(e)) from None
 
 # %% ../nbs/25_cli_predict.ipynb #85642f2c
+Format = Annotated[str, dict(choices=['table','json','csv'])]
+
 def _predictor(model, cam):
-    "A `Predictor`; by torch only if it must be"
+    "Return a `Predictor`; load torch only if it is needed"
     path = Path(model).expanduser()
     if not cam and (path.suffix=='.onnx' or (path/'model.onnx').is_file()): return Predictor(path)
-    from cifar_fastai.export import load_predictor
-    res = load_predictor(model)
-    if cam and not hasattr(res, 'cam'): raise PredictError(f'{model}: no weights, and so no maps. --cam needs the folder of a run, or one that cifar_export wrote')
-    return res
+    from cifar_fastai.export import load_predictor # loads torch
+    predictor = load_predictor(model)
+    if cam and not hasattr(predictor, 'cam'):
+        raise PredictError(f'{model}: no weights for activation maps. --cam needs the folder of a run or of an export')
+    return predictor
 
 def _save_map(predictor, image, folder, stem):
-    "Write a grey copy of the image with its class activation map over it"
-    from cifar_fastai.interpret import overlay_map
+    "Write the class activation map of an image over a grey copy of it"
+    from cifar_fastai.interpret import overlay_map # loads torch
     import numpy as np
     from PIL import Image
     side = max(256, predictor.size)
-    large_map = np.asarray(Image.fromarray(predictor.cam(image)).resize((side,side), Image.BICUBIC)).clip(0,1)
+    resized = Image.fromarray(predictor.cam(image)).resize((side,side), Image.BICUBIC)
     file,i = folder/f'{stem}-cam.png',2
     while file.exists(): file,i = folder/f'{stem}-{i}-cam.png',i+1
-    Image.fromarray(overlay_map(pixels(image, side), large_map)).save(file)
+    Image.fromarray(overlay_map(pixels(image, side), np.asarray(resized).clip(0,1))).save(file)
+
+class _Writer:
+    "Print predictions in one of the formats"
+    def __init__(self, format, top, classes, width):
+        self.format,self.top,self.classes,self.width,self.rows = format,top,classes,width,[]
+        self.csv = csv.writer(sys.stdout, lineterminator='\n')
+        if format=='csv': self.csv.writerow(['file','predicted',*classes])
+
+    def write(self, name, p):
+        best = {self.classes[i]: p[i] for i in p.argsort()[::-1][:self.top]}
+        predicted = next(iter(best))
+        if self.format=='csv': self.csv.writerow([name,predicted,*(f'{o:.6f}' for o in p)])
+        elif self.format=='table':
+            print(f'{name:<{self.width}}  '+'  '.join(f'{k} {v:.1%}' for k,v in best.items()))
+        else:
+            top = {k: round(float(v), 6) for k,v in best.items()}
+            self.rows.append(dict(file=name, predicted=predicted, top=top))
+
+    def close(self):
+        if self.format=='json': print(json.dumps(self.rows, indent=1))
+        sys.stdout.flush()
+
+def _name(file): return file.name if hasattr(file, 'read') else str(file)
+
+def _make_folder(path):
+    try: Path(path).expanduser().mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise PredictError(f'--cam {path}: cannot be written ({e.strerror}). Choose another folder') from None
+    return Path(path).expanduser()
+
+def _predict(predictor, files, format, top, tta, cam, bs, errors):
+    "Predict and print batch by batch; append the messages of unreadable files to `errors`"
+    def read(file):
+        try: return predictor.read(file) # at the predictor's size: memory does not depend on the size of the photos
+        except PredictError as e: errors.append(str(e))
+    writer = _Writer(format, top, predictor.classes, max(len(_name(o)) for o in files))
+    for i in range(0, len(files), bs):
+        batch = [(f,read(f)) for f in files[i:i+bs]]
+        batch = [(f,x) for f,x in batch if x is not None]
+        for (f,_),p in zip(batch, predictor([x for _,x in batch], tta, bs)):
+            writer.write(_name(f), p)
+            if cam: _save_map(predictor, f, cam, Path(_name(f)).stem)
+    writer.close()
 
 @call_parse(pos=['model'])
 def cifar_predict(
-    model:str, # ONNX file or one of another format, folder of a run or its name in the folder runs, folder of a saved model, or name of a released one
-    *image:str, # Images, folders of images, or - for the standard input
-    top:int=3, # Number of classes to name for each image
-    format:str='table', # table, json, or csv with the probabilities of all classes
+    # ONNX file or another exported file, folder of a run or its name in the folder runs, folder of a saved model,
+    # or name of a released model
+    model:str,
+    *image:str, # Images, folders of images, or - for standard input
+    top:int=3, # Number of classes to print for each image
+    format:Format='table', # Output format; csv has the probabilities of all classes
     tta:store_true=False, # Test-time augmentation: six views of each image
-    cam:str=None, # Folder to write a picture for each image into that shows where the network looks; needs torch
-    bs:int=256, # Images in a batch
+    cam:str=None, # Folder for class activation maps, an image for each; needs torch
+    bs:int=256, # Batch size
 ):
-    "Classes and probabilities of images"
-    bad,left_out = [],[]
-    def read(file):
-        try: return predictor.read(file) # small: memory does not depend on the size of the photos
-        except PredictError as e: bad.append(str(e))
+    "Predict the classes of images"
+    errors,left_out = [],[]
     try:
-        if not image: raise PredictError('give an image, a folder of images, or - for the standard input')
-        if format not in ('table','json','csv'): raise PredictError(f'--format {format}: expected table, json or csv')
-        if top<1: raise PredictError(f'--top {top}: expected at least 1')
-        if bs<1: raise PredictError(f'--bs {bs}: expected at least 1')
+        if not image: raise PredictError('give an image, a folder of images, or - for standard input')
+        look_up('--format', format, ('table','json','csv'))
+        check_at_least(1, top=top, bs=bs)
         files = [f for o in image for f in _image_files(o, left_out.append)]
         predictor = _predictor(model, cam)
-        try:
-            if cam:
-                cam = Path(cam).expanduser()
-                cam.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise PredictError(f'--cam {cam}: cannot be written ({e.strerror}). Choose another folder') from None
-        out,rows = csv.writer(sys.stdout, lineterminator='\n'),[]
-        if format=='csv': out.writerow(['file','predicted',*predictor.classes])
-        width = max(len(str(getattr(o, 'name', o) if hasattr(o, 'read') else o)) for o in files)
-        for i in range(0, len(files), bs):
-            some = [(f,a) for f in files[i:i+bs] if (a := read(f)) is not None]
-            for (f,_),p in zip(some, predictor([a for _,a in some], tta, bs)):
-                nm,best = f.name if hasattr(f, 'read') else str(f),[int(o) for o in p.argsort()[::-1][:top]]
-                if format=='table': print(f'{nm:<{width}}  '+'  '.join(f'{predictor.classes[o]} {p[o]:.1%}' for o in best))
-                elif format=='csv': out.writerow([nm,predictor.classes[best[0]],*(f'{o:.6f}' for o in p)])
-                else: rows.append(dict(file=nm, predicted=predictor.classes[best[0]], top={predictor.classes[o]: round(float(p[o]), 6) for o in best}))
-                if cam: _save_map(predictor, f, cam, Path(nm).stem)
-        if format=='json': print(json.dumps(rows, indent=1))
-        sys.stdout.flush()
-    except BrokenPipeError: # whoever reads has enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # so that Python does not complain at exit
+        if cam: cam = _make_folder(cam)
+        _predict(predictor, files, format, top, tta, cam, bs, errors)
+    except BrokenPipeError: # the reader has closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains at exit
         raise SystemExit(1) from None
-    except (ValueError,OSError,ImportError) as e: bad.append(str(e))
-    except KeyboardInterrupt: bad.append('stopped')
+    except (ValueError,OSError,ImportError) as e: errors.append(str(e))
+    except KeyboardInterrupt: errors.append('stopped')
     sys.stdout.flush()
-    for o in left_out+bad: print(f'cifar_predict: {o}', file=sys.stderr)
-    if bad: raise SystemExit(1)
+    for o in left_out+errors: print(f'cifar_predict: {o}', file=sys.stderr)
+    if errors: raise SystemExit(1)
