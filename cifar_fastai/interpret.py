@@ -93,6 +93,7 @@ def has_labels(
     "Return whether the batches of a loader have targets"
     return len(dl.dataset.tls)>dl.n_inp
 
+# %% ../nbs/14_interpret.ipynb #e7fb5959
 def _log(p): return np.log(np.maximum(p, np.finfo(np.float32).tiny))
 def _nll(p): return -_log(p)
 
@@ -114,6 +115,7 @@ def predictions_table(
         columns.update(p_true=p_true, loss=_nll(p_true) if losses is None else losses)
     return pd.DataFrame(dict(columns, probs=list(probs)), index=index)
 
+# %% ../nbs/14_interpret.ipynb #d2216a28
 _softmax_losses = nn.CrossEntropyLoss,nn.NLLLoss,F.cross_entropy,F.nll_loss
 _multi_label_losses = nn.BCEWithLogitsLoss,nn.BCELoss,F.binary_cross_entropy_with_logits,F.binary_cross_entropy
 
