@@ -1,4 +1,4 @@
-"""Which files count as images, and how each becomes 8-bit RGB: one rule for training and prediction, without torch
+"""Find image files and decode them to 8-bit RGB, by the same rules in training and prediction, without torch
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/codec.html.md"""
 
@@ -17,24 +17,29 @@ __all__ = ['max_pixels', 'image_suffixes', 'ImageError', 'decode_image', 'scan_i
 
 # %% ../nbs/01_codec.ipynb #ab9610a7
 class ImageError(ValueError):
-    "An unusable image: the message names it, says what is wrong and what to do"
+    "An unusable image: the message states the image, what is invalid and what to do"
 
-max_pixels = 50_000_000 # width x height of the largest image that is decoded: a file of a few kB can unpack to gigabytes
+max_pixels = 50_000_000 # width x height of the largest image to decode: a file of a few kB can unpack to gigabytes
 
 def _to_uint8(a, tops):
     "Scale `a` from 0..top to 0..255, where top is the first of `tops` that no value exceeds"
-    if a.dtype.kind=='f' and not np.isfinite(a).all(): raise ImageError('it has non-finite values. Replace them')
-    lo,hi = a.min(),a.max()
-    overshoot = .01 if a.dtype.kind=='f' else 0
-    fits = [t for t in tops if hi<=t*(1+overshoot)]
-    if not fits or lo<-(hi*overshoot): raise ImageError(f'values from {lo} to {hi}: expected 0 to {tops[-1]}. Scale them, or convert them to uint8')
+    is_float = a.dtype.kind=='f'
+    if is_float and not np.isfinite(a).all(): raise ImageError('it has non-finite values. Replace them')
+    lo,hi,tolerance = a.min(),a.max(),.01 if is_float else 0
+    fits = [o for o in tops if hi<=o*(1+tolerance)]
+    if not fits or lo<-(hi*tolerance):
+        raise ImageError(f'values from {lo} to {hi}: expected 0 to {tops[-1]}. Scale them, or convert them to uint8')
     return np.multiply(a, 255/fits[0], dtype=np.float32).clip(0,255).round().astype(np.uint8)
 
+def _check_pixels(width, height):
+    if width*height>max_pixels:
+        raise ImageError(f'{width}x{height} pixels: the limit is {max_pixels:,}. Reduce its size')
+
 def _from_array(a):
-    "Convert an array to a Pillow image of 8 bits"
+    "Convert an array to an 8-bit Pillow image"
     if a.ndim==2: a = a[...,None]
     if a.ndim!=3 or not 1<=a.shape[-1]<=4 or not a.size:
-        raise ImageError(f'shape {list(a.shape)}: expected [height, width] or [height, width, channels] with 1 to 4 channels')
+        raise ImageError(f'shape {list(a.shape)}: expected [height, width] or [height, width, 1 to 4 channels]')
     _check_pixels(a.shape[1], a.shape[0])
     kind = a.dtype.kind
     if kind not in 'biuf': raise ImageError(f'values of type {a.dtype}: expected integers, floats or booleans')
@@ -44,9 +49,6 @@ def _from_array(a):
     elif a.dtype!=np.uint8: a = _to_uint8(a, (255,))
     return Image.fromarray(np.ascontiguousarray(a[...,0] if a.shape[-1]==1 else a))
 
-def _check_pixels(width, height):
-    if width*height>max_pixels: raise ImageError(f'{width}x{height} pixels: the limit is {max_pixels:,}. Reduce its size')
-
 # %% ../nbs/01_codec.ipynb #4eddbbcf
 _flips = Image.Transpose
 _upright = {2:_flips.FLIP_LEFT_RIGHT, 3:_flips.ROTATE_180, 4:_flips.FLIP_TOP_BOTTOM, 5:_flips.TRANSPOSE,
@@ -55,23 +57,23 @@ _upright = {2:_flips.FLIP_LEFT_RIGHT, 3:_flips.ROTATE_180, 4:_flips.FLIP_TOP_BOT
 def _orientation(im):
     "Return the EXIF orientation. `ImageOps.exif_transpose` also rewrites the other tags, which fails for invalid ones"
     try: return im.getexif().get(0x0112, 1)
-    except Exception: return 1 # EXIF data that cannot be parsed: the pixels are still good
+    except Exception: return 1 # invalid EXIF data does not affect the pixels
 
-def _high_depth(im):
+def _from_high_depth(im):
     "Convert a Pillow image of more than 8 bits, mode I or F, to 8 bits"
-    a,clear = np.asarray(im),im.info.get('transparency')
+    a,transparent = np.asarray(im),im.info.get('transparency')
     tops = (1,255,65535) if im.mode=='F' else (255,65535)
     if im.mode.startswith('I;16') or im.format in ('PNG','PPM'): tops = (65535,)
     res = Image.fromarray(_to_uint8(a, tops))
-    if clear is not None: res.putalpha(Image.fromarray((a!=clear)*np.uint8(255)))
+    if transparent is not None: res.putalpha(Image.fromarray((a!=transparent)*np.uint8(255)))
     return res
 
-def _rgb(im, size):
+def _to_rgb(im, size):
     "Convert a Pillow image to 8-bit RGB pixels"
     _check_pixels(im.width, im.height)
     im.load()
     orientation = _orientation(im)
-    if im.mode=='F' or im.mode.startswith('I'): im = _high_depth(im)
+    if im.mode=='F' or im.mode.startswith('I'): im = _from_high_depth(im)
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
@@ -81,21 +83,22 @@ def _rgb(im, size):
     return np.array(im)
 
 # %% ../nbs/01_codec.ipynb #785ba547
-def _pixels(image, size):
+def _decode(image, size):
     if isinstance(image, bytes): image = io.BytesIO(image)
     if isinstance(image, (str,os.PathLike)) or hasattr(image, 'read'):
-        with Image.open(image) as im: return _rgb(im, size)
-    if isinstance(image, Image.Image): return _rgb(image, size)
+        with Image.open(image) as im: return _to_rgb(im, size)
+    if isinstance(image, Image.Image): return _to_rgb(image, size)
     if hasattr(image, 'detach'): image = image.detach().cpu() # a tensor
-    return _rgb(_from_array(np.asarray(image)), size)
+    return _to_rgb(_from_array(np.asarray(image)), size)
 
 def decode_image(
     image, # Path, file, bytes of a file, Pillow image, or array [H, W] or [H, W, C]
     size:int|None=None # Resize to `size` x `size` pixels (bilinear, antialiased); None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
-    "Decode an image by the rules above. Raise `ImageError` if that is impossible, whatever the decoder raised"
-    name = str(image) if isinstance(image, (str,os.PathLike)) else str(getattr(image, 'name', None) or type(image).__name__)
-    try: return _pixels(image, size)
+    "Decode an image by the rules above. Raise `ImageError` if it is invalid, whatever the decoder raised"
+    if isinstance(image, (str,os.PathLike)): name = str(image)
+    else: name = str(getattr(image, 'name', None) or type(image).__name__)
+    try: return _decode(image, size)
     except ImageError as e: reason = str(e)
     except FileNotFoundError: reason = 'no such file'
     except IsADirectoryError: reason = 'a folder, not an image'
@@ -103,56 +106,57 @@ def decode_image(
     except Image.DecompressionBombError: reason = f'over {max_pixels:,} pixels, which is the limit. Reduce its size'
     except Image.UnidentifiedImageError: reason = 'not a readable image: the format is unknown. Replace or remove it'
     except Exception as e:
-        what = ' '.join(str(e).split())
-        reason = f'not a readable image ({type(e).__name__}: {what[:200]}). Replace or remove it'
+        what = ' '.join(str(e).split())[:200]
+        reason = f'not a readable image ({type(e).__name__}: {what}). Replace or remove it'
     raise ImageError(f'{name}: {reason}')
 
 # %% ../nbs/01_codec.ipynb #1d252525
-image_suffixes = {'.png','.jpg','.jpeg','.jpe','.jfif','.webp','.bmp','.dib','.gif','.tif','.tiff','.ppm','.pgm','.pbm','.pnm',
-                  '.avif','.ico','.tga','.pcx','.jp2','.j2k'} # lower case; add to it what else Pillow can open here
+image_suffixes = {'.png','.jpg','.jpeg','.jpe','.jfif','.webp','.bmp','.dib','.gif','.tif','.tiff','.ppm','.pgm','.pbm',
+                  '.pnm','.avif','.ico','.tga','.pcx','.jp2','.j2k'} # lower case; add others that Pillow can open
 
-def _walk(folder, prefix, hidden, above, found, left):
-    "Collect images below `folder` into `found` and count the others in `left`; `above` are the folders on the way, against cycles of links"
+def _walk(folder, prefix, hidden, parents, found, left):
+    "Add the images of `folder` to `found`, and count other files in `left`; `parents` detects cycles of links"
     try: entries = sorted(os.scandir(folder), key=lambda o: o.name)
-    except PermissionError: raise ImageError(f'{folder}: no permission to read the folder. Change its permissions or remove it') from None
+    except PermissionError:
+        raise ImageError(f'{folder}: no permission to read the folder. Change its permissions or remove it') from None
     for e in entries:
-        out,suffix = hidden or e.name.startswith('.'),os.path.splitext(e.name)[1].lower()
+        is_hidden,suffix = hidden or e.name.startswith('.'),os.path.splitext(e.name)[1].lower()
         if os.path.isdir(e.path) if e.is_symlink() else e.is_dir():
             real = os.path.realpath(e.path)
-            if real in above: left['link to a folder above it'] += 1
-            else: _walk(e.path, f'{prefix}{e.name}/', out, above|{real}, found, left)
-        elif out: left['hidden'] += suffix in image_suffixes
+            if real in parents: left['link to a parent folder'] += 1
+            else: _walk(e.path, f'{prefix}{e.name}/', is_hidden, parents|{real}, found, left)
+        elif is_hidden: left['hidden'] += suffix in image_suffixes
         elif suffix not in image_suffixes: left[suffix or 'without a suffix'] += 1
         elif not os.path.isfile(e.path): left['broken link' if e.is_symlink() else 'not a regular file'] += 1
         else: found.append(prefix+e.name)
 
 def scan_images(
     path # Folder
-) -> tuple: # Names of the image files relative to `path`, with '/', folder by folder in order of name; and a `Counter` of what was left out, by reason
-    "List the images of a folder and of the folders in it"
+) -> tuple: # Sorted names relative to `path`, separated by '/'; and a `Counter` of the files left out, by reason
+    "List the images in a folder and its subfolders"
     found,left = [],Counter()
     _walk(str(path), '', False, {os.path.realpath(path)}, found, left)
     return found,+left
 
 def left_out_message(
-    left:Counter # Number of files by reason, as `scan_images` returns it
-) -> str: # Such as '3 files left out: 2 .txt, 1 hidden'; '' for none
-    "Say how many files were left out, and why"
+    left:Counter # Number of files by reason, from `scan_images`
+) -> str: # Such as '3 files left out: 2 .txt, 1 hidden'; '' if there are none
+    "Return a message with the number of files left out and the reasons"
     if not left: return ''
-    most,n = left.most_common(5),sum(left.values())
-    shown = [f'{k:,} {reason}' for reason,k in most]
+    n,most = sum(left.values()),left.most_common(5)
+    reasons = [f'{k:,} {reason}' for reason,k in most]
     rest = n-sum(k for _,k in most)
-    if rest: shown.append(f'{rest:,} others')
-    return f'{n:,} file{"" if n==1 else "s"} left out: {", ".join(shown)}'
+    if rest: reasons.append(f'{rest:,} others')
+    return f'{n:,} file{"" if n==1 else "s"} left out: {", ".join(reasons)}'
 
 def image_files(
     path, # Folder
-    warn=warnings.warn # Function that takes the message about files that were left out
-) -> list: # `Path` of each image in it and in its folders, sorted
+    warn=warnings.warn # Function to call with the message about files left out
+) -> list: # Sorted `Path`s of the images in it and its subfolders
     "List the images of a folder. Raise `ImageError` if there are none"
     if not os.path.isdir(path): raise ImageError(f'{path}: no such folder')
     found,left = scan_images(path)
-    said = left_out_message(left)
-    if not found: raise ImageError(f'{path}: no images in it' + (f' ({said})' if said else ''))
-    if said: warn(f'{path}: {said}')
+    message = left_out_message(left)
+    if not found: raise ImageError(f'{path}: no images in it' + (f' ({message})' if message else ''))
+    if message: warn(f'{path}: {message}')
     return sorted(Path(path)/o for o in found)
