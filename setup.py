@@ -19,5 +19,6 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
-    entry_points={'console_scripts': (cfg['console_scripts']+' '+cfg['dev_scripts']).split(), 'nbdev': ['cifar_fastai=cifar_fastai._modidx:d']},
+    entry_points=dict(console_scripts=(cfg['console_scripts']+' '+cfg['dev_scripts']).split(),
+                      nbdev=['cifar_fastai=cifar_fastai._modidx:d']),
 )

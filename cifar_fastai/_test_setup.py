@@ -5,7 +5,7 @@ from pathlib import Path
 from nbdev import test
 
 def _record_bf16(fn, file):
-    "Add the name of the notebook `fn` to `file` each time it calls `cpu_has_bf16`: `.ci/run` tests those with both answers"
+    "Append the name of the notebook `fn` to `file` when it calls `cpu_has_bf16`; `.ci/run` tests it with both answers"
     from cifar_fastai import core
     has_bf16 = core.cpu_has_bf16
     def recorded():
@@ -19,11 +19,11 @@ def _alone(method, f, fn, **kwargs):
     return f(fn, **kwargs)
 
 def own_processes(cells):
-    "Run each notebook in a process of its own, with one thread: one that patches `Learner` would change what the next one tests"
+    "Run each notebook in its own process, with one thread: patches of `Learner` then do not affect the next notebook"
     if sys.version_info<(3,11): return # `max_tasks_per_child` is newer
-    multiprocessing.set_forkserver_preload(['cifar_fastai', 'fastai.vision.all', 'albumentations']) # imported once, not by each of them
+    multiprocessing.set_forkserver_preload(['cifar_fastai', 'fastai.vision.all', 'albumentations']) # imported once
     method,parallel = multiprocessing.get_start_method(),test.parallel
     def alone(f, items, n_workers, **kwargs):
-        if n_workers: os.environ.setdefault('OMP_NUM_THREADS', '1') # notebooks beside each other would wait for each other's threads
+        if n_workers: os.environ.setdefault('OMP_NUM_THREADS', '1') # notebooks would wait for each other
         return parallel(partial(_alone, method, f), items, n_workers=n_workers, max_tasks_per_child=1, **kwargs)
     test.parallel = alone

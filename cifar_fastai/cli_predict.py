@@ -82,7 +82,8 @@ def _name(file): return file.name if hasattr(file, 'read') else str(file)
 
 def _make_folder(path):
     try: Path(path).expanduser().mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise PredictError(f'--cam {path}: cannot be written ({e.strerror}). Choose another folder') from None
+    except OSError as e:
+        raise PredictError(f'--cam {path}: cannot be written ({e.strerror}). Choose another folder') from None
     return Path(path).expanduser()
 
 def _predict(predictor, files, format, top, tta, cam, bs, errors):

@@ -1,4 +1,4 @@
-"Build the documentation site in pure Python, without Quarto, into _proc/_docs: `python tools/docs.py`. A broken link is an error"
+"Build the documentation site into _proc/_docs, without Quarto: `python tools/docs.py`. A broken link is an error"
 import os,re,shutil,subprocess,sys
 from pathlib import Path
 from nbdev.config import get_config
@@ -8,16 +8,21 @@ from nbdev.serve import proc_nbs
 root = Path(__file__).resolve().parent.parent
 
 def plain_names(site):
-    "Take the numbers off the pages' names, as nbdev's links to them expect: `02_data.ipynb` becomes `data.ipynb`"
+    "Remove the numbers from the names of pages, as nbdev's links expect: `02_data.ipynb` becomes `data.ipynb`"
     for f in [*site.rglob('*.ipynb'), site/'sidebar.yml']:
-        text = re.sub(r'(?<!nbs/)\b\d\d_(\w+\.ipynb)', r'\1', f.read_text(encoding='utf-8')) # nbs/ is in the links to Colab
+        text = f.read_text(encoding='utf-8')
+        text = re.sub(r'(?<!nbs/)\b\d\d_(\w+\.ipynb)', r'\1', text) # links to Colab contain nbs/
         f.unlink()
         f.with_name(re.sub(r'^\d\d_', '', f.name)).write_text(text, encoding='utf-8')
 
 def own_links(pages, url):
-    "Make links to this site's public address relative, so that a preview stays local, and lead each to the heading that is spelled as the link: `GradCAM` and `gradcam` have one anchor, but for a number. Returns those that lead nowhere"
+    """Make links to this site relative, and point each to the heading with the name in the link; return broken links
+
+    The anchors of `GradCAM` and `gradcam` differ only in a number, so the name decides."""
     texts,broken = {o: o.read_text(encoding='utf-8') for o in sorted(pages.rglob('*.html'))},[]
-    headings = {o: {name: anchor for anchor,name in re.findall(r'<h\d id="([^"]+)"[^>]*>([\w.]+)</h\d>', t)} for o,t in texts.items()}
+    heading = r'<h\d id="([^"]+)"[^>]*>([\w.]+)</h\d>'
+    headings = {o: {name: anchor for anchor,name in re.findall(heading, t)} for o,t in texts.items()}
+    link = rf'(<a [^>]*?href="){re.escape(url)}/([^"#]*)(?:#([^"]*))?("[^>]*>(?:<code>([\w.]+)(?:\(\))?</code>)?)'
     for page,text in texts.items():
         def mend(m):
             start,to,anchor,end,name = m.groups(default='')
@@ -26,8 +31,9 @@ def own_links(pages, url):
             anchor = headings.get(target, {}).get(name, anchor)
             if not there(anchor): anchor = anchor.rpartition('.')[0] or anchor # a method is documented with its class
             if not (target.exists() and there(anchor)): broken.append(f'{page.name}: broken link {to}#{anchor}')
-            return start + '../'*(len(page.relative_to(pages).parts)-1) + (to or 'index.html') + (anchor and '#'+anchor) + end
-        page.write_text(re.sub(rf'(<a [^>]*?href="){re.escape(url)}/([^"#]*)(?:#([^"]*))?("[^>]*>(?:<code>([\w.]+)(?:\(\))?</code>)?)', mend, text), encoding='utf-8')
+            up = '../'*(len(page.relative_to(pages).parts)-1)
+            return start + up + (to or 'index.html') + (anchor and '#'+anchor) + end
+        page.write_text(re.sub(link, mend, text), encoding='utf-8')
     return broken
 
 def main():
@@ -35,11 +41,15 @@ def main():
     refresh_quarto_yml()
     site = Path(proc_nbs(force=True))
     plain_names(site)
-    found,done = (subprocess.run(['smalldocs',verb,str(site)], capture_output=True, text=True) for verb in ('check','render'))
-    if found.returncode>1 or done.returncode: sys.exit('\n'.join([found.stdout,found.stderr,done.stdout,done.stderr]))
-    broken = [o for o in (found.stdout+found.stderr).splitlines() if 'broken link' in o] + own_links(site/'_docs', get_config().doc_url.rstrip('/'))
-    for o in (site/'_docs').rglob('*.llms.md'): shutil.copy(o, o.with_name(o.name.replace('.llms.md', '.html.md'))) # the name in the modules' docstrings
-    print('\n'.join(broken) or f"{len(list((site/'_docs').rglob('*.html')))} pages in {site/'_docs'}, no broken link")
+    def run(verb): return subprocess.run(['smalldocs',verb,str(site)], capture_output=True, text=True)
+    checked,rendered,pages = run('check'),run('render'),site/'_docs'
+    printed = checked.stdout+checked.stderr
+    if checked.returncode>1 or rendered.returncode: sys.exit('\n'.join([printed,rendered.stdout,rendered.stderr]))
+    broken = [o for o in printed.splitlines() if 'broken link' in o]
+    broken += own_links(pages, get_config().doc_url.rstrip('/'))
+    for o in pages.rglob('*.llms.md'): # the docstrings of the modules link to .html.md
+        shutil.copy(o, o.with_name(o.name.replace('.llms.md', '.html.md')))
+    print('\n'.join(broken) or f"{len(list(pages.rglob('*.html')))} pages in {pages}, no broken link")
     sys.exit(bool(broken))
 
 if __name__=='__main__': main()

@@ -39,10 +39,11 @@ class Row:
     def recipe_of(self, seed): return recipes[self.recipe].but(seed=seed, **self.changes)
 
 def table(quick):
-    "What there is to measure, in the order in which it is started"
+    "Return the rows to measure, in the order in which they are started"
     fill, bf16 = recipes['davidnet'].policy.but(fill='normalized_mean'), dict(precision='bf16')
     curriculum = dict( # candidate `cur9` of results/speedrun_candidates.csv
-        valid='test', precision='bf16', compile=True, drop_last=True, epochs=9, bs=1536, schedule=Linear(.205), mom=.655,
+        valid='test', precision='bf16', compile=True, drop_last=True, epochs=9, bs=1536, schedule=Linear(.205),
+        mom=.655,
         opt_args=dict(bias_lr=88., head_lr=832., bias_mom=.825, decay=8e-7), whiten=.2, label_smoothing=.09,
         model_args=dict(act='silu'), policy=recipes['speedrun'].policy.but(brightness=.14, contrast=.13),
         progressive_resize=(.75,.676), tta_threshold=.7)

@@ -1,4 +1,4 @@
-"Make README.md from nbs/index.ipynb without Quarto: `python tools/readme.py`; with `--check`, only say whether the two agree"
+"Generate README.md from nbs/index.ipynb without Quarto: `python tools/readme.py`; `--check` only compares them"
 import re,sys
 from pathlib import Path
 import nbformat
@@ -7,7 +7,7 @@ from nbconvert import MarkdownExporter
 root = Path(__file__).resolve().parent.parent
 
 def readme():
-    "The text of README.md"
+    "Return the text of README.md"
     nb = nbformat.read(root/'nbs/index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*hide\s*$', c.source, re.M)]
     nb.metadata['language_info'] = dict(name='python')
@@ -17,11 +17,13 @@ def readme():
         c.metadata['transient'] = dict(remove_source='#| echo: false' in c.source)
         c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
     text,resources = MarkdownExporter().from_notebook_node(nb)
-    if resources.get('outputs'): raise SystemExit('nbs/index.ipynb: a cell draws a picture. Save it under nbs/images and show it by a Markdown cell')
+    if resources.get('outputs'):
+        raise SystemExit('nbs/index.ipynb: a cell draws a figure. Save it in nbs/images and show it in a Markdown cell')
     text = re.sub(r'\]\((?!https?:|#)', '](nbs/', text) # links are relative to the notebook
     return re.sub(r'\n{3,}', '\n\n', text).strip()+'\n'
 
 if __name__=='__main__':
     file,text = root/'README.md',readme()
     if '--check' not in sys.argv: file.write_text(text, encoding='utf-8')
-    elif not file.exists() or file.read_text(encoding='utf-8')!=text: raise SystemExit('README.md is not that of nbs/index.ipynb: run python tools/readme.py')
+    elif not file.exists() or file.read_text(encoding='utf-8')!=text:
+        raise SystemExit('README.md is out of date: run python tools/readme.py')
