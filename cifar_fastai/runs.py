@@ -41,7 +41,7 @@ def train_runs(
     seeds:int=1, # Number of seeds, counted from that of the recipe
     root='runs', # Folder of all runs
     name:str|None=None, # Name of the runs; None is that of the recipe
-    cbs=None, # Function that returns callbacks; `resume` needs them again, unless they have `needed_to_resume=False`
+    cbs=None, # Function that returns callbacks; `resume` needs them again unless `needed_to_resume=False`
     tensorboard:bool=False, # Write TensorBoard logs?
     checkpoints:bool|dict=True, # Write `Checkpoints`? A dict has their arguments
     before=noop, # Called with recipe, learner and run before each training
@@ -73,7 +73,7 @@ def train_runs(
             before(each, learn, run)
             try: run.record(learn, each.fit, tensorboard, checkpoints)
             except Exception as e:
-                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # it may not have occurred on all ranks
+                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # not on all ranks
                 print(f'{run.path.name} failed: {error_text(e)}')
                 if run.checkpoints(): print(f'To resume: {run.resume_command}')
             yield run
@@ -137,8 +137,8 @@ def _extend(where, parts, epochs, then, n):
         if then is None: return parts
         raise ValueError(f'{where}: then={then!r} is for added epochs; set epochs to more than {planned}')
     if then is None:
-        raise ValueError(f"{where}: {epochs} epochs, and {planned} are planned; set `then` to 'whole' (the schedule over "
-                         f"all {epochs} epochs), 'last' (the last learning rate), a learning rate or a schedule")
+        raise ValueError(f"{where}: {epochs} epochs, and {planned} are planned; set `then` to 'whole' (the schedule "
+                         f"over all {epochs} epochs), 'last' (the last learning rate), a learning rate or a schedule")
     if isinstance(then, str) and then=='whole': return [parts[0].but(epochs=epochs)]
     if any(isinstance(o, Plateau) for o in [then,*(o.schedule for o in parts)]):
         raise ValueError(f"{where}: the rates of a Plateau depend on the training; use then='whole'")
@@ -163,7 +163,7 @@ def _fit_parts(parts, learn):
 def resume(
     path, # Run folder, or a `Run`
     epochs:int|None=None, # Total number of epochs, to train longer than planned
-    then=None, # Learning rates of added epochs: 'whole' (the schedule over all epochs), 'last', a rate or a schedule
+    then=None, # Learning rates of added epochs: 'whole' (schedule over all epochs), 'last', a rate or a schedule
     checkpoint:bool|str=True, # Name of a checkpoint; True is the last one
     lr_scale:float=1., # Factor on all learning rates from here on
     data=None, # Folder of images; None is that of the run
