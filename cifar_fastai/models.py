@@ -327,7 +327,7 @@ class ModelSummary:
         size = sum(math.prod(o) for o in r.output)*4/mb
         inp = 'x'.join(map(str, self.inp))
         lines += ['='*58, total, f'{self.macs:,} multiply-adds and {size:.2f} MB of outputs for one image of {inp}']
-        if r.again.any(): lines.append('(n): a layer that was called before, counted once')
+        if r.again.any(): lines.append('(n): a layer that was used before, counted once')
         return '\n'.join(lines)
 
     def plot(self,
