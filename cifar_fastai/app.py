@@ -1,4 +1,4 @@
-"""Drop an image, see the classes and where the network looks: a web page on your own machine
+"""Drop an image, see the predicted classes and the class activation maps: a web page on your own machine
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/app.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/app.html.md"""
 
 # %% ../nbs/26_app.ipynb #3f160a07
 from __future__ import annotations
-import html,inspect,itertools,logging,os,signal,socket,sys,tempfile,threading,webbrowser
+import inspect,itertools,jinja2,logging,os,signal,socket,sys,tempfile,threading,webbrowser
 from fastcore.script import call_parse,store_true
 from fastai.vision.all import *
 from fastai.data.external import fastai_path
@@ -24,151 +24,154 @@ from .cli import exit_with
 __all__ = ['explain', 'page_app', 'cifar_app']
 
 # %% ../nbs/26_app.ipynb #6abe6ff5
-_formats,_most_pixels,_large = ('PNG','JPEG','GIF','WEBP','BMP','TIFF','PPM'),25_000_000,1024
+_formats = ('PNG','JPEG','GIF','WEBP','BMP','TIFF','PPM')
+_max_pixels,_max_side = 25_000_000,1024
 
 def _read_upload(
     path, # Image file
     max_mb:float=10., # Largest file, in MB
-    max_pixels:int=_most_pixels # Most pixels of its picture. Unpacked they take 3 to 20 bytes each
-) -> tuple: # Pixels [H, W, 3] of uint8, not over 1024 to the longer side, and a note on what was left out, or ''
-    "The picture in a file that somebody sent. Raises `PredictError`, in one line, for whatever is no image, or too large a one"
+    max_pixels:int=_max_pixels # Most pixels, each of which takes 3 to 20 bytes when it is decoded
+) -> tuple: # uint8 pixels [H, W, 3], at most 1024 on the longer side; and a note on the pages that were left out, or ''
+    "Decode an uploaded image. Raise `PredictError`, with a message of one line, if it is invalid or too large"
     file = Path(path)
-    def no(why): return PredictError(f'{file.name}: {why}')
+    def error(reason): return PredictError(f'{file.name}: {reason}')
     try: mb = file.stat().st_size/1e6
-    except OSError: raise no('the file is no longer here. Send it again') from None
-    if mb>max_mb: raise no(f'{mb:.1f} MB, and {max_mb:g} MB are the most. Make it smaller')
+    except OSError: raise error('the file is missing. Upload it again') from None
+    if mb>max_mb: raise error(f'{mb:.1f} MB, and the limit is {max_mb:g} MB. Reduce its size')
+    too_large = f'the limit is {max_pixels:,} pixels. Reduce its size'
     try:
         with Image.open(file, formats=_formats) as im:
-            if im.width*im.height>max_pixels: raise no(f'{im.width}x{im.height} pixels, and {max_pixels:,} are the most. Make it smaller')
-            note = f'{file.name} is animated or has several pages: this is the first one.' if im.format!='MPO' and getattr(im, 'is_animated', False) else ''
-            res = pixels(im)
-    except PredictError as e: raise e if str(e).startswith(file.name) else no('not a readable image. It may be damaged') from None
-    except Image.DecompressionBombError: raise no(f'more than {max_pixels:,} pixels. Make it smaller') from None
-    except MemoryError: raise no('too large to be unpacked here. Make it smaller') from None
-    except Exception: raise no('not a readable image. PNG, JPEG, GIF, WebP, BMP, TIFF and PPM are') from None # decoders raise whatever they like
-    if (longer := max(res.shape[:2]))>_large: res = np.asarray(Image.fromarray(res).resize([max(1, round(o*_large/longer)) for o in res.shape[1::-1]], Image.BILINEAR))
-    return res,note
+            width,height = im.size
+            pages = im.format!='MPO' and getattr(im, 'is_animated', False) # an MPO is a JPEG with previews
+            res = pixels(im) if width*height<=max_pixels else None
+    except PredictError: raise error('not a readable image. It may be damaged') from None
+    except (Image.DecompressionBombError,MemoryError): raise error(too_large) from None
+    except Exception: # decoders raise all kinds
+        raise error('not a readable image. Supported are PNG, JPEG, GIF, WebP, BMP, TIFF and PPM') from None
+    if res is None: raise error(f'{width}x{height} pixels, and {too_large}')
+    side = max(res.shape[:2])
+    if side>_max_side:
+        small = [max(1, round(o*_max_side/side)) for o in res.shape[1::-1]]
+        res = np.asarray(Image.fromarray(res).resize(small, Image.BILINEAR))
+    return res,f'{file.name} is animated or has several pages: this is the first one.' if pages else ''
 
 # %% ../nbs/26_app.ipynb #d1720cb0
-_page_methods = [k for k,f in cam_methods.items() if 'rerun' not in inspect.signature(f).parameters] # names of the methods that ask the network once
+_page_methods = [k for k,f in cam_methods.items() if 'rerun' not in inspect.signature(f).parameters]
 
 def _map_layers(
     predictor # `Predictor` or `TorchPredictor`
-) -> list: # 'last', and the names of the model's own stages, four at most; [] for a model without maps
-    "The layers of a predictor that give a map"
+) -> list: # 'last', then the names of up to four stages; [] for a model without maps
+    "List the layers that a predictor has maps for"
     if not hasattr(predictor, 'cam'): return []
-    x = predictor.net.normalise(torch.zeros(1, predictor.size, predictor.size, 3, device=predictor.device))
+    net,size = predictor.net,predictor.size
+    x = net.normalise(torch.zeros(1, size, size, 3, device=predictor.device))
     try:
-        with undisturbed(predictor.net.model): return ['last',*map_stages(feature_maps(predictor.net.model, x))]
+        with undisturbed(net.model): return ['last',*map_stages(feature_maps(net.model, x))]
     except ValueError: return []
 
 def explain(
     predictor, # `Predictor` or `TorchPredictor`
     image, # As for `pixels`
-    layer:str='last', # As `_map_layers` names it
+    layer:str='last', # One of `_map_layers`
     method:str='gradcam', # As for `GradCAM`
-    target:str|None=None, # Class that the map is for; None is the predicted one
-    tta:bool=False, # Probabilities of six views of the image?
+    target:str|None=None, # Class of the map; None: the predicted class
+    tta:bool=False, # Use test-time augmentation?
     k:int=5, # Number of classes
-    layers:list|None=None # What `_map_layers` gave; None asks it
-) -> dict: # `top`, {class: probability}, the likeliest first; `target`; and pictures enlarged for the eye: `picture`, `map` and `overlay`, the last two None for a model without maps
-    "What a model says of an image, and where it looks. Raises `ValueError` for a layer, method or class that there is not"
-    image = pixels(image)
+    layers:list|None=None # Result of `_map_layers`; None calls it
+) -> dict: # `top` {class: probability}, highest first; `target`; Pillow images `picture`, `map` and `overlay` (or None)
+    "Explain the prediction for an image. Raise `ValueError` for an unknown layer, method or class"
+    image,size = pixels(image),predictor.size
+    if layers is None: layers = _map_layers(predictor)
     top = dict(predictor.top(image, k, tta))
-    layers,size = _map_layers(predictor) if layers is None else layers,predictor.size
     target = next(iter(top)) if target is None else look_up('class', target, predictor.classes)
     side = size*max(1, 256//size)
-    small = image if image.shape[:2]==(size,size) else np.asarray(Image.fromarray(image).resize((size,size), Image.BILINEAR)) # as the network sees it
-    res = dict(top=top, target=target, picture=Image.fromarray(small).resize((side,side), Image.NEAREST), map=None, overlay=None)
-    if layers:
-        look_up('method', method, cam_methods)
-        m = predictor.cam(image, target, None if look_up('layer', layer, layers)=='last' else layer, method)
-        m = np.asarray(Image.fromarray(m.astype(np.float32)).resize((side,side), Image.BILINEAR)).clip(0,1)
-        res.update(map=Image.fromarray((plt.get_cmap('cividis')(m)[...,:3]*255).round().astype(np.uint8)), overlay=Image.fromarray(overlay_map(np.asarray(res['picture']), m)))
-    return res
+    small = Image.fromarray(image)
+    if small.size!=(size,size): small = small.resize((size,size), Image.BILINEAR) # as the network sees it
+    res = dict(top=top, target=target, picture=small.resize((side,side), Image.NEAREST), map=None, overlay=None)
+    if not layers: return res
+    look_up('method', method, cam_methods)
+    look_up('layer', layer, layers)
+    m = predictor.cam(image, target, None if layer=='last' else layer, method).astype(np.float32)
+    m = np.asarray(Image.fromarray(m).resize((side,side), Image.BILINEAR)).clip(0,1)
+    colours = (plt.get_cmap('cividis')(m)[...,:3]*255).round().astype(np.uint8)
+    overlay = overlay_map(np.asarray(res['picture']), m)
+    return {**res, 'map': Image.fromarray(colours), 'overlay': Image.fromarray(overlay)}
 
 # %% ../nbs/26_app.ipynb #f50360d6
 def _sample_files(
-    classes, # Names of a model's classes
-    n:int=10 # Number of files, at most
-) -> list: # Image files, of one class after the other; [] where there are none that fit
-    "Test images that a model with these classes can be tried on, without a download: digits, or CIFAR-10 if it is here"
-    path = get_digits() if set(classes)<={str(i) for i in range(10)} else fastai_path('data')/'cifar10' if set(classes)<=set(cifar10_classes) else None
-    if path is None or not (path/'test').is_dir(): return []
-    some = [sorted((path/'test'/c).glob('*.png'))[:n] for c in classes]
-    return [o for each in itertools.zip_longest(*some) for o in each if o is not None][:n]
+    classes, # Class names of a model
+    n:int=10 # Largest number of files
+) -> list: # Image files, alternating between the classes; [] if no known data set has these classes
+    "List test images of the digits or CIFAR-10 for a model with these classes"
+    if set(classes)<=set('0123456789'): path = get_digits()
+    elif set(classes)<=set(cifar10_classes): path = fastai_path('data')/'cifar10'
+    else: return []
+    by_class = [sorted((path/'test'/c).glob('*.png'))[:n] for c in classes]
+    return [o for row in itertools.zip_longest(*by_class) for o in row if o is not None][:n]
 
 # %% ../nbs/26_app.ipynb #6e4a8bb2
-_scale = ','.join('rgb({:.0f},{:.0f},{:.0f})'.format(*(255*o for o in plt.get_cmap('cividis')(i/8)[:3])) for i in range(9))
-_css = """.cf {display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,310px),1fr)); gap:14px; font-size:15px; line-height:1.4}
-.cf * {box-sizing:border-box} .cf p {margin:6px 0}
-.cf section {border:1px solid var(--border-color-primary); border-radius:8px; padding:12px 14px; background:var(--block-background-fill); color:var(--body-text-color); min-width:0; max-width:560px}
-.cf h3 {margin:0 0 2px; font-size:17px; overflow-wrap:anywhere} .cf .top {font-size:22px; margin:0 0 8px; overflow-wrap:anywhere}
-.cf .bars {display:grid; grid-template-columns:fit-content(9em) 1fr auto; gap:5px 9px; align-items:center}
-.cf .bars span {overflow-wrap:anywhere} .cf .bars i {display:block; height:13px; border-radius:3px; background:#0072B2; min-width:1px} .cf .bars b {text-align:right; font-weight:normal; font-variant-numeric:tabular-nums}
-.cf .maps {display:grid; grid-template-columns:repeat(3,1fr); gap:8px; margin-top:10px; max-width:520px} .cf .maps.alone {max-width:170px; grid-template-columns:1fr}
-.cf figure {margin:0; min-width:0} .cf img {width:100%; height:auto; display:block; border-radius:4px; image-rendering:pixelated} .cf figcaption {font-size:13px; margin-top:3px}
-.cf .note,.cf-legend {font-size:13px; opacity:.85} .cf-legend {margin:10px 2px; color:var(--body-text-color)} .cf-legend i {display:inline-block; width:90px; height:11px; border-radius:3px; vertical-align:-1px; background:linear-gradient(90deg,SCALE)}
-.cf-wrong {border:2px solid #D55E00; border-radius:8px; padding:12px 14px; font-size:16px; overflow-wrap:anywhere; color:var(--body-text-color)} .cf-hint {padding:26px 8px; text-align:center; font-size:16px; color:var(--body-text-color)}
-#cf-image img {image-rendering:pixelated; width:100%; height:100%; object-fit:contain} #cf-samples .gallery {gap:8px} #cf-samples .gallery-item,#cf-samples .gallery-item img {width:62px; height:62px; image-rendering:pixelated} footer {display:none !important}
-#cf-main {display:grid; grid-template:'send answer' auto 'ask answer' 1fr / minmax(300px,5fr) 11fr; gap:16px} #cf-send {grid-area:send} #cf-ask {grid-area:ask} #cf-answer {grid-area:answer; min-width:0}
-@media (max-width:760px) {#cf-main {grid-template:'send' 'answer' 'ask' / minmax(0,1fr)}}""".replace('SCALE', _scale)
+_templates = jinja2.Environment(loader=jinja2.PackageLoader('cifar_fastai'), autoescape=True, trim_blocks=True)
+_templates.filters['data_uri'] = lambda image: data_uri(image.save)
 
-def _say(text): return re.sub(r'[${}`]', lambda o: f'&#{ord(o[0])};', html.escape(str(text))) # nor is it a template to Gradio
+def _render(**kwargs):
+    "Render the template of an answer, and escape what Gradio would take for a template"
+    text = _templates.get_template('app.html').render(**kwargs)
+    return re.sub(r'[${}`]', lambda o: f'&#{ord(o[0])};', text)
 
-def _img(picture, alt): return f'<img src="{data_uri(picture.save)}" alt="{_say(alt)}" width="{picture.width}" height="{picture.height}">'
-
-def _card(name, p, res, layer, method, notes):
-    say,top = _say,next(iter(res['top'].items()))
-    bars = ''.join(f'<span>{say(c)}</span><span><i style="width:{100*v:.1f}%"></i></span><b>{v:.1%}</b>' for c,v in res['top'].items())
-    shown = [(res['picture'],f'what it sees, {p.size}x{p.size}')]
-    if res['map']: shown += [(res['map'],f'map for {res["target"]}: {layer}, {method}'),(res['overlay'],'map over the picture')]
-    else: notes = [*notes,'This file has no maps. For them, give the folder of the saved model.' if not hasattr(p, 'cam') else 'This network has no layer that gives a map.']
-    maps = ''.join(f'<figure>{_img(o, t)}<figcaption>{say(t)}</figcaption></figure>' for o,t in shown)
-    return f'<section><h3>{say(name)}</h3><p class="top">{say(top[0])} <small>{top[1]:.1%}</small></p><div class="bars">{bars}</div><div class="maps{"" if res["map"] else " alone"}">{maps}</div>' + ''.join(f'<p class="note">{say(o)}</p>' for o in notes) + '</section>'
-
-def _wrong(msg): return f'<div class="cf-wrong" role="alert">{_say(msg)}</div>'
+def _card(name, predictor, image, layer, method, target, tta, note):
+    "Explain an image by one model, for the template. An unknown layer or class is replaced by the default, with a note"
+    notes,layers = [note] if note else [],_map_layers(predictor)
+    if layers and layer not in layers:
+        notes.append(f'It has no layer {layer}: this is its last one.')
+        layer = 'last'
+    if target is not None and target not in predictor.classes:
+        notes.append(f'It has no class {target}: the map is for the predicted one.')
+        target = None
+    res = explain(predictor, image, layer, method, target, tta, layers=layers)
+    images = {f'input, {predictor.size}x{predictor.size}': res['picture']}
+    if res['map']:
+        images[f'map for {res["target"]}: {"last layer" if layer=="last" else layer}, {method}'] = res['map']
+        images['overlay'] = res['overlay']
+    elif hasattr(predictor, 'cam'): notes.append('This network has no layer with a map.')
+    else: notes.append('This file has no maps. Start cifar_app with the folder of the saved model to see them.')
+    return dict(name=name, top=res['top'], map=res['map'], images=images, notes=notes)
 
 def _answer_html(
-    predictors:dict, # Name -> `Predictor` or `TorchPredictor`, all of which answer
-    path, # Image file that somebody sent, or None
-    layer:str='last', # As `_map_layers` names it; a model without it shows its last one, and says so
+    predictors:dict, # Name -> `Predictor` or `TorchPredictor`
+    path, # Uploaded image file, or None
+    layer:str='last', # One of `_map_layers`
     method:str='gradcam', # As for `GradCAM`
-    target:str|None=None, # Class that the maps are for; None is the predicted one, as it is for a model without that class
-    tta:bool=False, # Probabilities of six views of the image?
+    target:str|None=None, # Class of the maps; None: the predicted class
+    tta:bool=False, # Use test-time augmentation?
     max_mb:float=10. # Largest file, in MB
-) -> str: # HTML: a card for each model, or a line that says what is wrong
-    "The answer of the page to an image. Raises nothing: what nobody has thought of goes to the log"
-    if not path: return '<div class="cf-hint">Drop an image, or pick one.</div>'
-    if not predictors: return '<div class="cf-hint">Choose a model.</div>'
+) -> str: # HTML: a card for each model, or an error
+    "Return the answer to an upload. Unexpected exceptions are logged, and not raised"
+    if not path: return _render(hint='Drop an image, or pick one.')
+    if not predictors: return _render(hint='Choose a model.')
     try:
         image,note = _read_upload(path, max_mb)
-        cards,layers = [],{k: _map_layers(p) for k,p in predictors.items()}
-        for k,p in predictors.items():
-            there,notes = layers[k],[note] if note else []
-            here,c = layer if layer in there or not there else 'last',target if target in p.classes else None
-            if here!=layer: notes.append(f'It has no layer {layer}: this is its last one.')
-            if c!=target: notes.append(f'It has no class {target}: the map is for the predicted one.')
-            cards.append(_card(k, p, explain(p, image, here, method, c, tta, layers=there), 'last layer' if here=='last' else here, method, notes))
-    except ValueError as e: return _wrong(str(e).splitlines()[0])
+        return _render(cards=[_card(k, p, image, layer, method, target, tta, note) for k,p in predictors.items()])
+    except ValueError as e: return _render(error=str(e).splitlines()[0])
     except Exception:
-        logging.getLogger(__name__).exception('an image that was sent')
-        return _wrong('Something went wrong. The log of the server says what')
-    legend = '<p class="cf-legend"><i></i> from blue, where nothing speaks for the class in this layer, to yellow, where most does. Each map is scaled to itself.</p>' if any(layers.values()) else ''
-    return f'<div class="cf">{"".join(cards)}</div>{legend}'
+        logging.getLogger(__name__).exception('error while answering an upload')
+        return _render(error='An unexpected error occurred. See the log of the server')
 
 # %% ../nbs/26_app.ipynb #fe149322
 def _card_text(
     predictor # `Predictor` or `TorchPredictor`
 ) -> str: # Markdown
-    "The model card of a predictor, or what its file says where there is no more"
+    "Return the model card of a predictor, or what is in its file if it has none"
     info = getattr(predictor.net.model, 'info', None) if hasattr(predictor, 'cam') else None
-    if info is None: return f'# {predictor.name}\n\nA classifier of images of {predictor.size}x{predictor.size} pixels into {len(predictor.classes)} classes: {", ".join(predictor.classes)}. {predictor.mb:.2f} MB. More is not known of it: the card is in the folder of the saved model.\n'
-    return model_card({**dict(licence='unknown', params=n_params(predictor.net.model), stored='fp32', results={}), **info}).split('---\n', 2)[2].strip()
+    if info is None:
+        return (f'# {predictor.name}\n\nAn image classifier for {len(predictor.classes)} classes: '
+                f'{", ".join(predictor.classes)}. It takes images of {predictor.size}x{predictor.size} pixels. '
+                f'{predictor.mb:.2f} MB. The model card is in the folder of the saved model.\n')
+    defaults = dict(licence='unknown', params=n_params(predictor.net.model), stored='fp32', results={}) # for a run
+    return model_card({**defaults, **info}).split('---\n', 2)[2].strip()
 
 # %% ../nbs/26_app.ipynb #c48addbf
 def _gradio():
-    "Gradio, without telemetry"
+    "Import Gradio, without telemetry"
     os.environ.update(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1')
     try:
         import gradio
@@ -177,139 +180,184 @@ def _gradio():
         raise ImportError(f"cifar_app needs the package {e.name or 'gradio'} of the extra app. "
                           "In a clone of the library: pip install -e '.[app]'") from None
 
-_policy = "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-_headers = [(b'content-security-policy',_policy.encode()),(b'x-content-type-options',b'nosniff'),(b'referrer-policy',b'no-referrer')]
+_policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+           "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
+           "form-action 'self'; frame-ancestors 'none'")
+_headers = [(b'content-security-policy',_policy.encode()), (b'x-content-type-options',b'nosniff'),
+            (b'referrer-policy',b'no-referrer')]
 
-def _no_outside(page): return re.sub(rb'<(meta|link|script)\b[^>]*?(https?:)?//\w[^>]*>(</script>)?', b'', page)
+def _local_only(page):
+    "Remove the meta, link and script tags of a page that refer to other hosts"
+    return re.sub(rb'<(meta|link|script)\b[^>]*?(https?:)?//\w[^>]*>(</script>)?', b'', page)
 
 class _Guard:
-    "Around a web app: requests of a limited size, headers that keep the browser at home, no other host in the page"
-    def __init__(self, app, most): self.app,self.most = app,most
+    "ASGI middleware that limits the size of requests, adds security headers, and removes references to other hosts"
+    def __init__(self, app, max_bytes): self.app,self.max_bytes = app,max_bytes
 
     async def __call__(self, scope, receive, send):
         if scope['type']!='http': return await self.app(scope, receive, send)
-        asked = dict(scope['headers'])
-        length = asked.get(b'content-length', b'0')
-        if b'transfer-encoding' in asked or not length.isdigit() or int(length)>self.most:
-            text = f'{int(length)/1e6:.1f} MB, and {self.most/1e6:g} MB are the most'.encode() if length.isdigit() and int(length)>self.most else b'a request must say how long it is'
-            await send(dict(type='http.response.start', status=413 if text[0]!=97 else 411, headers=[(b'content-type',b'text/plain'),(b'connection',b'close'),*_headers]))
-            return await send(dict(type='http.response.body', body=text))
-        page = scope['path']=='/'
-        if page: scope = {**scope, 'headers': [o for o in scope['headers'] if o[0]!=b'accept-encoding']}
-        start,body = None,b''
-        async def guarded(msg):
-            nonlocal start,body
-            if msg['type']=='http.response.start':
-                msg = {**msg, 'headers': [*msg['headers'],*_headers]}
-                if page: start = msg; return
-            elif page and msg['type']=='http.response.body':
-                body += msg.get('body', b'')
-                if msg.get('more_body'): return
-                body = _no_outside(body)
-                await send({**start, 'headers': [o for o in start['headers'] if o[0].lower()!=b'content-length']+[(b'content-length',str(len(body)).encode())]})
-                msg = dict(type='http.response.body', body=body)
+        async def with_headers(msg):
+            if msg['type']=='http.response.start': msg = {**msg, 'headers': [*msg['headers'],*_headers]}
             await send(msg)
-        await self.app(scope, receive, guarded)
+        headers = dict(scope['headers'])
+        length = headers.get(b'content-length', b'0')
+        if b'transfer-encoding' in headers or not length.isdigit():
+            await self._refuse(with_headers, 411, 'the request does not declare its length')
+        elif int(length)>self.max_bytes:
+            reason = f'{int(length)/1e6:.1f} MB, and the limit is {self.max_bytes/1e6:g} MB'
+            await self._refuse(with_headers, 413, reason)
+        elif scope['path']=='/': await self._page(scope, receive, with_headers)
+        else: await self.app(scope, receive, with_headers)
+
+    async def _refuse(self, send, status, reason):
+        headers = [(b'content-type',b'text/plain'),(b'connection',b'close')]
+        await send(dict(type='http.response.start', status=status, headers=headers))
+        await send(dict(type='http.response.body', body=reason.encode()))
+
+    async def _page(self, scope, receive, send):
+        msgs = []
+        async def collect(msg): msgs.append(msg)
+        headers = [o for o in scope['headers'] if o[0]!=b'accept-encoding'] # an answer that is not compressed
+        await self.app({**scope, 'headers': headers}, receive, collect)
+        start,*parts = msgs
+        body = _local_only(b''.join(o.get('body', b'') for o in parts))
+        headers = [o for o in start['headers'] if o[0].lower()!=b'content-length']
+        await send({**start, 'headers': [*headers,(b'content-length',str(len(body)).encode())]})
+        await send(dict(type='http.response.body', body=body))
+
+def _image_input(gr):
+    "Return an image component that takes uploads only: Gradio has no setting for it, and would download URLs"
+    res = gr.Image(type='filepath', format='png', sources=['upload','clipboard'], label='Image', height=250,
+                   elem_id='cf-image', buttons=[])
+    to_cache = res.async_move_resource_to_block_cache
+    async def upload_to_cache(path):
+        if '://' in str(path): raise gr.Error('URLs are not downloaded. Upload the image', print_exception=False)
+        return await to_cache(path)
+    res.async_move_resource_to_block_cache = upload_to_cache
+    return res
+
+def _sample_input(gr, samples, image):
+    "Add a row of sample images that can be picked"
+    thumbnails = gr.Dataset(components=[gr.Image(visible=False, format='png')], samples=[[str(o)] for o in samples],
+                            type='index', label='Or one of these', elem_id='cf-samples')
+    def pick(i): return np.asarray(Image.open(samples[i]))
+    thumbnails.click(pick, thumbnails, image, api_visibility='private', queue=False)
+
+def _blocks(gr, predictors, max_mb):
+    "Return the page as `gr.Blocks`"
+    def union(lists): return list(dict.fromkeys(itertools.chain(*lists)))
+    names,predicted,lock = list(predictors),'the predicted class',threading.Lock()
+    layers = union(map(_map_layers, predictors.values()))
+    classes = union(p.classes for p in predictors.values())
+    samples = next(filter(None, (_sample_files(p.classes) for p in predictors.values())), [])
+    def answer(image, models, layer, method, target, tta):
+        path = image and image['path'] # in the upload folder: Gradio has checked it
+        chosen = {k: predictors[k] for k in names if k in models}
+        if target==predicted: target = None
+        with lock: return _answer_html(chosen, path, layer or 'last', method or 'gradcam', target, tta, max_mb)
+    with gr.Blocks(title=f'cifar_fastai: {", ".join(names)}', analytics_enabled=False, fill_width=True,
+                   delete_cache=(600,3600)) as res:
+        gr.Markdown('# What is it, and where does the network look?')
+        with gr.Row(elem_id='cf-main'):
+            with gr.Column(elem_id='cf-input'):
+                image = _image_input(gr)
+                if samples: _sample_input(gr, samples, image)
+            with gr.Column(elem_id='cf-answer'): out = gr.HTML(_answer_html({}, None), padding=False)
+            with gr.Column(elem_id='cf-options'):
+                models = gr.CheckboxGroup(names, value=names, label='Models', visible=len(names)>1)
+                with gr.Row():
+                    has_maps = dict(visible=bool(layers), min_width=120)
+                    layer = gr.Dropdown(layers or ['last'], value='last', label='Map of layer', **has_maps)
+                    method = gr.Dropdown(_page_methods, value='gradcam', label='Method', **has_maps)
+                target = gr.Dropdown([predicted,*classes], value=predicted, label='Map for', visible=bool(layers))
+                tta = gr.Checkbox(False, label='Test-time augmentation (six views of the image)')
+        for k,p in predictors.items():
+            with gr.Accordion(f'About {k}', open=False): gr.Markdown(_card_text(p))
+        inputs = [image,models,layer,method,target,tta]
+        # without preprocessing, `answer` gets the uploaded file and not what Gradio decodes
+        gr.on([o.change for o in inputs], answer, inputs, out, preprocess=False, api_name='explain',
+              trigger_mode='always_last', concurrency_limit=1, show_progress='minimal')
+    return res
 
 def page_app(
     predictors:dict, # Name -> `Predictor` or `TorchPredictor`
     max_mb:float=10., # Largest file, in MB
-    queue:int=64, # Images that wait, at most; who comes then is told so
-    hosts:list|None=('127.0.0.1','localhost','[::1]') # Names that the page may be called by; None is any
+    queue:int=64, # Most images that wait; an upload to a full queue is refused
+    hosts:list|None=('127.0.0.1','localhost','[::1]') # Allowed host names of requests; None: any
 ): # ASGI application, for uvicorn or another server
-    "The page, ready to be served. Raises `ImportError` without the extra `app`"
+    "Return the page as a web application. Raise `ImportError` without the extra `app`"
     gr = _gradio()
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    def union(lists): return list(dict.fromkeys(o for each in lists for o in each))
-    names,layers,classes = list(predictors),union(map(_map_layers, predictors.values())),union(p.classes for p in predictors.values())
-    samples,one,predicted = next(filter(None, (_sample_files(p.classes) for p in predictors.values())), []),threading.Lock(),'the predicted class'
-    def answer(image, models, layer, method, target, tta):
-        with one: return _answer_html({k: predictors[k] for k in names if k in models}, image, layer or 'last', method or 'gradcam', None if target in (None,predicted) else target, tta, max_mb)
-    title = 'cifar_fastai: '+', '.join(names)
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(600,3600)) as blocks:
-        gr.Markdown('# What is it, and where does the network look?')
-        with gr.Row(elem_id='cf-main'):
-            with gr.Column(elem_id='cf-send'):
-                image = gr.Image(type='filepath', format='png', sources=['upload','clipboard'], label='Image', height=250, elem_id='cf-image', buttons=[])
-                image.preprocess = lambda o: o and o.path # the file itself: what it is, `_read_upload` finds out
-                moved = image.async_move_resource_to_block_cache
-                async def local(path):
-                    if '://' in str(path): raise gr.Error('An address is not fetched. Send the image itself', print_exception=False)
-                    return await moved(path)
-                image.async_move_resource_to_block_cache = local
-                if samples:
-                    some = gr.Dataset(components=[gr.Image(visible=False, format='png')], samples=[[str(o)] for o in samples], type='index', label='Or one of these', elem_id='cf-samples')
-                    some.click(lambda i: np.asarray(Image.open(samples[i])), some, image, api_visibility='private', queue=False)
-            with gr.Column(elem_id='cf-answer'): out = gr.HTML(_answer_html({}, None), padding=False)
-            with gr.Column(elem_id='cf-ask'):
-                models = gr.CheckboxGroup(names, value=names, label='Models', visible=len(names)>1)
-                with gr.Row():
-                    layer = gr.Dropdown(layers or ['last'], value='last', label='Map of layer', visible=bool(layers), min_width=120)
-                    method = gr.Dropdown(_page_methods, value='gradcam', label='Method', visible=bool(layers), min_width=120)
-                target = gr.Dropdown([predicted,*classes], value=predicted, label='Map for', visible=bool(layers))
-                tta = gr.Checkbox(False, label='Six views of the image (test-time augmentation)')
-        for k,p in predictors.items():
-            with gr.Accordion(f'About {k}', open=False): gr.Markdown(_card_text(p))
-        inputs = [image,models,layer,method,target,tta]
-        gr.on([o.change for o in inputs], answer, inputs, out, api_name='explain', trigger_mode='always_last', concurrency_limit=1, show_progress='minimal')
-    blocks.queue(max_size=queue, api_open=False)
-    fonts = ['system-ui','-apple-system','Segoe UI','Roboto','Helvetica','Arial','sans-serif']
-    app = gr.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, '/', theme=gr.themes.Default(primary_hue='blue', font=fonts, font_mono=['ui-monospace','Consolas','monospace']), css=_css,
-                              max_file_size=int(max_mb*1e6), show_error=True, ssr_mode=False, footer_links=[], run_history=False, enable_monitoring=False, pwa=False, mcp_server=False)
+    blocks = _blocks(gr, predictors, max_mb).queue(max_size=queue, api_open=False)
+    colours = [f'rgb({",".join(str(round(255*o)) for o in plt.get_cmap("cividis")(i/8)[:3])})' for i in range(9)]
+    theme = gr.themes.Default(primary_hue='blue', font_mono=['ui-monospace','Consolas','monospace'],
+                              font=['system-ui','-apple-system','Segoe UI','Roboto','Helvetica','Arial','sans-serif'])
+    app = gr.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, '/', theme=theme,
+                              css=_templates.get_template('app.css').render(colours=colours),
+                              max_file_size=int(max_mb*1e6), show_error=True, ssr_mode=False, footer_links=[],
+                              run_history=False, enable_monitoring=False, pwa=False, mcp_server=False)
     if hosts is not None: app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return _Guard(app, max_mb*1e6+100_000)
 
 # %% ../nbs/26_app.ipynb #c0ba9147
+_default_model = 'speednet-94'
+
 def _predictors(models, runs='runs'):
-    "Predictors by name, of what a command's arguments mean"
+    "Load the predictors of a command's arguments. Return a dict by name"
     if not models:
-        if _usual not in released_models(): raise ValueError(f'no model was given, and {_usual} is not among the released ones. Give a folder that save_model wrote, a run, or an ONNX file')
-        models = [_usual]
+        if _default_model not in released_models():
+            raise ValueError(f'no model was given, and {_default_model} is missing. Give a saved model or an ONNX file')
+        models = [_default_model]
     res = {}
     for o in models:
-        p = load_predictor(o, runs=runs)
-        name = p.name or Path(o).stem
+        predictor = load_predictor(o, runs=runs)
+        name = predictor.name or Path(o).stem
         if name in res: name = f'{name} ({o})'
-        res[name] = p
+        res[name] = predictor
     return res
 
-_usual = 'speednet-94'
-
 def _serve(app, host, port, browser=False):
-    "Serve until stopped"
+    "Serve an application until it is stopped"
     import uvicorn
-    family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    sock = socket.socket(family)
-    if sys.platform!='win32': # where it would let two servers share a port
+    sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
+    if sys.platform!='win32': # on Windows, two servers could share a port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: sock.bind((host,port))
-    except (OSError,OverflowError) as e: raise ValueError(f'{host}, port {port}: {str(getattr(e, "strerror", None) or e).rstrip(".")}. Choose another one by --port, or 0 for any that is free') from None
-    url = f'http://{f"[{host}]" if ":" in host else host}:{sock.getsockname()[1]}'
+    except (OSError,OverflowError) as e:
+        reason = str(getattr(e, 'strerror', None) or e).rstrip('.')
+        raise ValueError(f'{host}, port {port}: {reason}. Choose another --port, or 0 for any free one') from None
+    url = f'http://{_bracketed(host)}:{sock.getsockname()[1]}'
     print(f'{url}   (Ctrl-C stops it)', flush=True)
     if browser: threading.Timer(1, webbrowser.open, [url]).start()
-    uvicorn.Server(uvicorn.Config(app, log_level='warning', server_header=False, timeout_graceful_shutdown=3)).run(sockets=[sock])
+    config = uvicorn.Config(app, log_level='warning', server_header=False, timeout_graceful_shutdown=3)
+    uvicorn.Server(config).run(sockets=[sock])
+
+def _bracketed(host): return f'[{host}]' if ':' in host else host
 
 # %% ../nbs/26_app.ipynb #cdeb62b5
 @call_parse
 def cifar_app(
-    *model:str, # Folders of saved models or runs, names of runs in the folder runs or of released models, files in ONNX or another export format: one, or several side by side; speednet-94 unless given
-    port:int=7860, # Port to serve at; 0 takes one that is free
-    host:str='127.0.0.1', # Address to serve at. 0.0.0.0 is every network that this machine is in: whoever can reach it can use it
-    max_mb:float=10., # Largest file that is taken, in MB
-    queue:int=64, # Images that wait, at most
+    *model:str, # Saved models, runs, released models, or exported files such as ONNX; speednet-94 if none is given
+    port:int=7860, # Port; 0 takes a free one
+    host:str='127.0.0.1', # Address to serve at. 0.0.0.0 is all networks of this machine: anybody there can use it
+    max_mb:float=10., # Largest file, in MB
+    queue:int=64, # Most images that wait
     runs:str='runs', # Folder of all runs
     browser:store_true=False, # Open the page in the browser
 ):
-    "A web page to try models on: drop an image, see the classes and where the network looks"
+    "Start a web page to try models on: drop an image, see the predicted classes and where the network looks"
     try:
         for k,v,least in (('max-mb',max_mb,.001),('queue',queue,1),('port',port,0)):
             if not v>=least: raise ValueError(f'--{k} {v}: expected at least {least}')
         predictors = _predictors(model, runs)
-        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, lambda *args: sys.exit(143)) # so that what follows is tidied up
-        with tempfile.TemporaryDirectory(prefix='cifar_app') as d: # of what is sent, nothing is left
-            os.environ['GRADIO_TEMP_DIR'] = d
-            app = page_app(predictors, max_mb, queue, None if host in ('0.0.0.0','::') else [host if ':' not in host else f'[{host}]','localhost','127.0.0.1','[::1]'])
-            _serve(app, host, port, browser)
-    except (ValueError,OSError,ImportError) as e: exit_with(str(e) if str(e).startswith('cifar_app') else f'cifar_app: {e}')
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *args: sys.exit(143)) # so that the folder is removed
+        any_host = host in ('0.0.0.0','::')
+        hosts = None if any_host else [_bracketed(host),'localhost','127.0.0.1','[::1]']
+        with tempfile.TemporaryDirectory(prefix='cifar_app') as d:
+            os.environ['GRADIO_TEMP_DIR'] = d # all uploads
+            _serve(page_app(predictors, max_mb, queue, hosts), host, port, browser)
+    except (ValueError,OSError,ImportError) as e:
+        exit_with(str(e) if str(e).startswith('cifar_app') else f'cifar_app: {e}')
     except KeyboardInterrupt: exit_with('\nStopped', 130)
