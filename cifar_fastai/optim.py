@@ -1,4 +1,4 @@
-"""torch's own optimizers as fastai optimizer functions, and what is added to the loss
+"""torch's optimizers as fastai `opt_func`s, Muon, and parameter groups
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/optim.html.md"""
 
@@ -15,7 +15,7 @@ __all__ = ['GroupOptimWrapper', 'torch_opt', 'sgd', 'adam', 'orthogonalize', 'Mu
 
 # %% ../nbs/06_optim.ipynb #0c116881
 class GroupOptimWrapper(OptimWrapper):
-    "An `OptimWrapper` that multiplies learning rate and weight decay of a parameter group by its `lr_mult` and `wd_mult`, if it has them, at each step"
+    "An `OptimWrapper` that multiplies learning rate and weight decay of a group by its `lr_mult` and `wd_mult`, if set"
     _mults = dict(lr='lr_mult', weight_decay='wd_mult')
     def step(self, closure=None):
         "Take a step of the torch optimizer. Between steps, the groups hold the base values that schedules set"
@@ -28,39 +28,41 @@ class GroupOptimWrapper(OptimWrapper):
             for g,values in zip(groups, base): g.update(values)
 
     @property
-    def group_lrs(self) -> list:
-        "The learning rate at which each group takes its steps"
+    def hypers(self) -> list: # A dict for each group
+        "Return the hyperparameters that are not None, under fastai's names"
+        return [{k: v for k,v in o.items() if v is not None} for o in super().hypers]
+
+    @property
+    def group_lrs(self) -> list: # A learning rate for each group
+        "Return the learning rates of the next step"
         return [g['lr']*g.get('lr_mult', 1.) for g in self.opt.param_groups]
 
-    def freeze_to(self, n:int):
-        "Freeze the groups before `n`, as fastai does. Raise `ValueError` if the groups are not layers, or if there is only one"
-        groups = self.opt.param_groups
-        if n!=0 and (len(groups)==1 or not all(g.get('freezable', True) for g in groups)):
-            kind = 'the optimizer has only one parameter group' if len(groups)==1 else 'the parameter groups of this optimizer are kinds of parameters, not layers'
-            raise ValueError(f'freeze: {kind}; create the learner with a `splitter` that returns a list of parameters for each group of layers')
+    def freeze_to(self,
+        n:int # Freeze the groups before this index, which may be negative
+    ):
+        "Freeze groups, as fastai does. Raise `ValueError` if there is only one, or if the groups are not layers"
+        groups,why = self.opt.param_groups,None
+        if len(groups)==1: why = 'the optimizer has only one parameter group'
+        elif not all(g.get('freezable', True) for g in groups):
+            why = 'the parameter groups of this optimizer are kinds of parameters, not layers'
+        if n!=0 and why: raise ValueError(f'freeze: {why}; create the learner with a `splitter` that returns layers')
         super().freeze_to(n)
 
 # %% ../nbs/06_optim.ipynb #43caed11
 def torch_opt(
     opt:type, # A `torch.optim` class
-    **kwargs # Its arguments, but for lr
+    **kwargs # Its arguments except `lr`
 ): # For `Learner(opt_func=...)`
-    "Return a torch optimizer as a fastai `opt_func`. Weight decay applies to all parameters, norms and biases included, as in torch"
+    "Return a torch optimizer as a fastai `opt_func`. Weight decay applies to all parameters, as in torch"
     return partial(GroupOptimWrapper, opt=opt, **kwargs)
 
 def sgd(
     mom:float=.9, # Momentum
     wd:float=0., # Weight decay, added to the gradient
-    nesterov:bool=False # Nesterov's form of momentum?
+    nesterov:bool=False # Nesterov momentum?
 ): # For `Learner(opt_func=...)`
-    "torch's SGD as a fastai `opt_func`"
+    "Return torch's SGD as a fastai `opt_func`"
     return torch_opt(torch.optim.SGD, momentum=mom, weight_decay=wd, nesterov=nesterov)
-
-# %% ../nbs/06_optim.ipynb #a5c1697e
-@patch(as_prop=True)
-def hypers(self:OptimWrapper) -> list: # A dict for each parameter group
-    "Return the hyperparameters that have a value: torch has groups with `foreach=None`, which `TensorBoardCallback` cannot write"
-    return [{self.fwd_map.get(k, k): v for k,v in detuplify_pg(pg).items() if k!='params' and v is not None} for pg in self.opt.param_groups]
 
 # %% ../nbs/06_optim.ipynb #f23de16c
 def adam(
@@ -69,21 +71,21 @@ def adam(
     eps:float=1e-8, # Added to the square root
     wd:float=0. # Weight decay, added to the gradient
 ): # For `Learner(opt_func=...)`
-    "torch's Adam as a fastai `opt_func`"
+    "Return torch's Adam as a fastai `opt_func`"
     return torch_opt(torch.optim.Adam, betas=(mom,beta2), eps=eps, weight_decay=wd)
 
 # %% ../nbs/06_optim.ipynb #799a920c
 def _muon_dtype(x):
-    "bf16, or fp32 on a CPU without it"
+    "Return bf16, or fp32 on a CPU that does not compute in bf16"
     return torch.float32 if x.device.type=='cpu' and not cpu_has_bf16() else torch.bfloat16
 
 def orthogonalize(
     g:Tensor, # Matrices [..., n, m]
     steps:int=3, # Newton-Schulz iterations
-    dtype:torch.dtype|None=None, # Type to compute in; None is bf16, or fp32 on a CPU without it
+    dtype:torch.dtype|None=None, # Data type to compute in; None is bf16, or fp32 on a CPU that does not compute in bf16
     eps:float=1e-7 # Added to the norm
 ) -> Tensor: # Matrices of the same shape, with singular values between about 0.7 and 1.2
-    "Approximate the nearest orthogonal matrices, `U Vᵀ` of the SVD, by Newton-Schulz iteration (K. Jordan, Muon, 2024)"
+    "Approximate the nearest orthogonal matrices, `U Vᵀ` of the SVD, by Newton-Schulz iterations (K. Jordan, 2024)"
     a,b,c = 3.4445,-4.7750,2.0315
     x = g.to(dtype or _muon_dtype(g))
     x = x/(x.flatten(-2).norm(dim=-1)[...,None,None]+eps)
@@ -116,16 +118,19 @@ def _muon_step(params, grads, bufs, lr, momentum, n_iter, renorm, dtype):
         stacked = torch.stack([g.reshape(len(g),-1) for _,g in pairs])
         for (p,_),u in zip(pairs, orthogonalize(stacked, n_iter, dtype)): p.sub_(u.view_as(p)*lr)
 
+@lru_cache(maxsize=None)
+def _compiled(f): return torch.compile(f, dynamic=False)
+
 class Muon(torch.optim.Optimizer):
     "Muon for groups with `muon=True`, SGD with Nesterov momentum for the others (K. Jordan, 2024)"
     def __init__(self,
         params, # Parameters, or parameter groups
-        lr:float=.24, # Learning rate; in a Muon group, the factor on the orthogonal matrix
+        lr:float=.24, # Learning rate; in a Muon group, the factor of the orthogonal matrix
         momentum:float=.6, # Momentum
         weight_decay:float=0., # Weight decay of the SGD groups, added to the gradient
-        muon:bool=False, # Default of groups that do not say whether they are Muon groups
+        muon:bool=False, # Default of groups that do not set `muon`
         steps:int=3, # Newton-Schulz iterations
-        renorm:int=1, # Renormalise filter banks every `renorm` steps; 0 never does
+        renorm:int=1, # Rescale filter banks every `renorm` steps; 0 never does
         compile:bool=False # Run the update through `torch.compile`?
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, muon=muon, steps=steps,
@@ -133,7 +138,7 @@ class Muon(torch.optim.Optimizer):
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        for group in self.param_groups: group.setdefault('compile', False) # of version 0.1.0
+        for group in self.param_groups: group.setdefault('compile', False) # states of version 0.1.0 do not have it
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -146,24 +151,24 @@ class Muon(torch.optim.Optimizer):
     def _group_step(self, i, group, params):
         for p in params:
             if 'momentum_buffer' not in self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
-        bufs = [self.state[p]['momentum_buffer'] for p in params]
-        step,rates = (_muon_step if group['muon'] else _sgd_step),(group['lr'],group['momentum'])
-        if group['compile']: step,rates = _compiled(step),self._on_device(i, params[0].device, *rates)
-        args = (params, [p.grad for p in params], bufs, *rates)
-        if group['muon']: step(*args, group['steps'], bool(group['renorm']) and group['n']%group['renorm']==0, _muon_dtype(params[0]))
-        else: step(*args, group['weight_decay'])
+        grads,bufs = [p.grad for p in params],[self.state[p]['momentum_buffer'] for p in params]
+        step = _muon_step if group['muon'] else _sgd_step
+        rates = group['lr'],group['momentum']
+        if group['compile']: step,rates = _compiled(step),self._as_tensors(i, params[0].device, rates)
+        if group['muon']:
+            renorm = group['renorm']>0 and group['n']%group['renorm']==0
+            step(params, grads, bufs, *rates, group['steps'], renorm, _muon_dtype(params[0]))
+        else: step(params, grads, bufs, *rates, group['weight_decay'])
         group['n'] += 1 # steps so far
 
-    def _on_device(self, i, device, *values):
-        "Hyperparameters as tensors, since a compiled step is specialised to a number"
-        kept = vars(self).setdefault('_hyper_tensors', {})
-        res = kept.setdefault((i,device), [[None,torch.zeros((), device=device)] for _ in values])
-        for pair,v in zip(res, values):
-            if pair[0]!=v: pair[0] = v; pair[1].fill_(v)
-        return [t for _,t in res]
-
-@lru_cache(maxsize=None)
-def _compiled(f): return torch.compile(f, dynamic=False)
+    def _as_tensors(self, i, device, values):
+        "Return hyperparameters as tensors, since a compiled step is specialised to numbers"
+        cache = vars(self).setdefault('_hyper_tensors', {}) # copies of an optimizer start without
+        last = cache.setdefault((i,device), dict(values=None, tensors=[torch.zeros((), device=device) for _ in values]))
+        if last['values']!=values:
+            last['values'] = values
+            for t,v in zip(last['tensors'], values): t.fill_(v)
+        return last['tensors']
 
 # %% ../nbs/06_optim.ipynb #159bdc41
 def muon_groups(
@@ -172,22 +177,32 @@ def muon_groups(
     bias_lr:float=106., # Highest rate of all biases, for a loss that is the mean of a batch
     head_lr:float=1340., # Highest rate of the linear layers
     bias_mom:float=.85, # Momentum of biases and linear layers
-    muon:bool=True, # Orthogonal steps for the filters? False: SGD at `lr`, as for the others
-    decay:float=2e-6 # How much of a bias or of a linear layer's weight each step takes off, at the highest rate, for each image of a batch of 2,000
-) -> list: # Parameter groups of torch for `Muon`: bias of a `whiten` layer, other biases and norms, linear layers, filters
-    "Return the four groups, of which some may be empty: filters take orthogonal steps, all else is SGD at its own learning rates (K. Jordan, 2024). They cannot be frozen by `learn.freeze()`"
-    named = [(nm,p) for nm,p in model.named_parameters() if p.requires_grad or nm=='whiten.bias'] # that bias stays in its group when its training ends
-    kinds = dict(whiten=[p for nm,p in named if nm=='whiten.bias'], bias=[p for nm,p in named if p.ndim==1 and nm!='whiten.bias'],
-                 head=[p for _,p in named if p.ndim in (2,3)], filters=[p for _,p in named if p.ndim>3])
-    def sgd(kind, rate): return dict(params=kinds[kind], lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False, freezable=False)
-    filters = dict(params=kinds['filters'], lr_mult=1., muon=True, freezable=False) if muon else sgd('filters',lr)
-    return [sgd('whiten',bias_lr), sgd('bias',bias_lr), sgd('head',head_lr), filters]
+    muon:bool=True, # Orthogonal steps for the filters? False: SGD at `lr`
+    decay:float=2e-6 # Weight decay of biases and linear layers: a step at the highest rate takes off 2000*decay
+) -> list: # Parameter groups for `Muon`: bias of a `whiten` layer, other biases and norms, linear layers, filters
+    """Return groups with Muon for filters and SGD at their own rates for all others (K. Jordan, 2024)
+
+    Some may be empty. `learn.freeze()` cannot freeze them."""
+    def sgd_group(params, rate):
+        return dict(params=params, lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False,
+                    freezable=False)
+    named = {name: p for name,p in model.named_parameters() if p.requires_grad}
+    whiten = [p for name,p in model.named_parameters() if name=='whiten.bias'] # stays in its group when it is frozen
+    named.pop('whiten.bias', None)
+    biases = [p for p in named.values() if p.ndim==1]
+    head = [p for p in named.values() if p.ndim in (2,3)]
+    filters = [p for p in named.values() if p.ndim>3]
+    muon_group = dict(params=filters, lr_mult=1., muon=True, freezable=False)
+    return [sgd_group(whiten, bias_lr), sgd_group(biases, bias_lr), sgd_group(head, head_lr),
+            muon_group if muon else sgd_group(filters, lr)]
 
 # %% ../nbs/06_optim.ipynb #3516a0d4
 def decay_groups(
     model:nn.Module # Any module
-) -> list: # Two parameter groups of torch: all that has two dimensions or more, and the rest without weight decay
-    "Return groups for `torch_opt` without weight decay on norms and biases, the parameters of one dimension (as in timm), also if `fit` sets a `wd`. They cannot be frozen by `learn.freeze()`"
+) -> list: # Two parameter groups: parameters of at least two dimensions, and the rest without weight decay
+    """Return groups without weight decay on norms and biases, the parameters of one dimension (as in timm)
+
+    `fit(wd=...)` does not change that. `learn.freeze()` cannot freeze them."""
     params = [p for p in model.parameters() if p.requires_grad]
     return [dict(params=[p for p in params if p.ndim>1], wd_mult=1., freezable=False),
             dict(params=[p for p in params if p.ndim<=1], wd_mult=0., weight_decay=0., freezable=False)]
