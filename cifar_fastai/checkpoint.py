@@ -1,4 +1,4 @@
-"""Interrupted trainings resume, bit-identical on the CPU: atomic checkpoint files, and a callback for any fastai learner
+"""Interrupted trainings resume, bit-identical on the CPU: a callback for any fastai learner
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 

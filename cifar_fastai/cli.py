@@ -1,4 +1,4 @@
-"""The command line: `cifar_train`, `cifar_resume`, `cifar_runs`, `cifar_bench`, `cifar_explain`, `cifar_eval`, `cifar_export`
+"""`cifar_train`, `cifar_resume`, `cifar_runs`, `cifar_bench`, `cifar_explain`, `cifar_eval` and `cifar_export`
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 

@@ -1,4 +1,4 @@
-"""What `cifar_train`, `cifar_resume` and `cifar_runs` do; the module [`cli`](25_cli.ipynb) has their options
+"""The functions behind `cifar_train`, `cifar_resume` and `cifar_runs`
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/commands.html.md"""
 

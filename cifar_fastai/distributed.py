@@ -1,4 +1,4 @@
-"""One training on several GPUs or machines through fastai's distributed context, with the batches and the result of a single device
+"""Train on several GPUs or machines with the batches and the result of a single device
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/distributed.html.md"""
 

@@ -1,4 +1,4 @@
-"""What `cifar_bench`, `cifar_explain`, `cifar_eval` and `cifar_export` do; the module [`cli`](25_cli.ipynb) has their options
+"""The functions behind `cifar_bench`, `cifar_explain`, `cifar_eval` and `cifar_export`
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/evaluation.html.md"""
 
