@@ -23,7 +23,8 @@ __all__ = ['restore_attrs', 'restore_rng', 'FitCallback', 'History', 'plot_histo
 # %% ../nbs/07_callbacks.ipynb #cbf7601f
 @contextmanager
 def restore_attrs(
-    *objects # Any objects; those without attributes are ignored
+    *objects, # Any objects; those without attributes are ignored
+    keep_new:bool=False # Keep attributes that were added?
 ):
     "Restore the attributes of `objects`, and the items of lists among them, on exit"
     def saved(v): return copy(v) if isinstance(v, (list,L)) else v
@@ -31,7 +32,7 @@ def restore_attrs(
     try: yield
     finally:
         for o,d in attrs:
-            vars(o).clear()
+            if not keep_new: vars(o).clear()
             vars(o).update(d)
 
 @contextmanager
@@ -122,7 +123,7 @@ class _FitScopes:
         for dl in loaders: objects += _epoch_transforms(dl)
         loop = {k: v for k,v in vars(learn).items() if k in self.loop}
         modes = [(m, m.training) for m in learn.model.modules()]
-        with restore_rng(*loaders),restore_attrs(*objects),ExitStack() as stack:
+        with restore_rng(*loaders),restore_attrs(*objects, keep_new=True),ExitStack() as stack:
             for scope in self.scopes:
                 for cb in scope.entered: stack.enter_context(cb.aside())
             try: yield

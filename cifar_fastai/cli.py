@@ -110,6 +110,7 @@ def cifar_train(
     engine:Engine='batch', # Augment batches on the device, or images in worker processes
     device:str=None, # cuda, cpu or mps (default: the best available)
     fp32:store_true=False, # Train in fp32 even where mixed precision would be faster
+    compile:store_true=False, # Compile training steps with torch.compile
     tensorboard:store_true=False, # Write a TensorBoard log into the run folder
     results:str=None, # Folder of results: add the epochs and a row with mean and standard deviation
     minutes:float=None, # Minutes between checkpoints within an epoch
@@ -147,6 +148,7 @@ def cifar_bench(
     warmup:int=None, # Untimed steps before them (default: 2; 20 on a GPU; 1 with --quick)
     device:str=None, # cuda, cpu or mps (default: the best available)
     fp32:store_true=False, # Train in fp32 even where mixed precision would be faster
+    compile:store_true=False, # Compile training steps with torch.compile
     no_tta:store_true=False, # No test-time augmentation at the end
     speed_only:store_true=False, # Measure throughput only, no complete trainings
     quick:store_true=False, # Digits and few steps: two minutes on two CPU cores, no download

@@ -21,7 +21,7 @@ from .bench import save_results
 
 # %% auto #0
 __all__ = ['data_path', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe', 'mute_other_ranks', 'duration',
-           'find_run', 'with_lr', 'train', 'resume_run', 'list_runs']
+           'find_run', 'with_lr', 'print_comparison', 'train', 'resume_run', 'list_runs']
 
 # %% ../nbs/23_commands.ipynb #2e210a39
 def data_path(
@@ -149,6 +149,15 @@ def _recipes_to_train(names, model, lr, changes):
         rs = [r if r.model==model else r.but(name=f'{r.name}-{model}', **other) for r in rs]
     return [with_lr(r, lr) for r in rs] if lr else rs
 
+def print_comparison(
+    runs # `Run`s
+):
+    "Print how the recipes differ that were trained with the same seeds"
+    for names,r in paired_comparison(runs).iterrows():
+        interval = f'{names}: {r.difference:+.2%} (95 % CI {r.low:+.2%} to {r.high:+.2%}, {r.n:.0f} seeds)'
+        needed = f'; about {r.n_needed:.0f} seeds needed' if r.n_needed==r.n_needed else ''
+        print(f'{interval}: {"not distinguishable"+needed if r.low<=0<=r.high else "different"}')
+
 class _Training:
     "What `cifar_train` is doing: the current run, its learner and its recipe"
     run = learn = recipe = None
@@ -184,11 +193,12 @@ def _train_all(rs, training, spread, seeds, name, device, **kwargs):
         return [str(o.path) for o in train(r, name='-'.join(o for o in parts if o))][0]
     return map(Run, spread_jobs(train_one, [r.but(seed=s) for r in rs for s in range(r.seed, r.seed+seeds)], device))
 
-def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, device, fp32, tensorboard, results, minutes,
-          no_checkpoints, spread, name, out):
+def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, device, fp32, compile, tensorboard, results,
+          minutes, no_checkpoints, spread, name, out):
     "Train recipes, see `cifar_train`"
     precision = 'fp32' if fp32 else None
-    rs = _recipes_to_train(recipe, model, lr, dict(epochs=epochs, bs=bs, seed=seed, valid=valid, precision=precision))
+    changes = dict(epochs=epochs, bs=bs, seed=seed, valid=valid, precision=precision, compile=compile or None)
+    rs = _recipes_to_train(recipe, model, lr, changes)
     check_device(device)
     training,runs,message = _Training(data_path(data)),[],None
     check_writable('out', out, folder=True)
@@ -207,6 +217,7 @@ def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, devic
         message,code = training.failed(e),1
     done = [o for o in runs if o.info['state']=='done']
     if len(runs)>1: print(summarise(runs).round(4).to_string())
+    print_comparison(runs)
     try:
         if results and done and not rank_distrib(): save_results(done, results)
     except (ValueError,OSError) as e:

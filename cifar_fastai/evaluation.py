@@ -65,13 +65,14 @@ def _plot_bench(rows, curves, title, plot):
     plt.close(ax.figure)
     print(f'\naccuracy over time: {plot}')
 
-def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, device, fp32, no_tta, speed_only, quick,
-          csv, plot):
+def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, device, fp32, compile, no_tta, speed_only,
+          quick, csv, plot):
     "Measure a recipe, see `cifar_bench`"
     recipe = recipe or ('speedrun' if quick else 'davidnet')
     if quick: bs,epochs,n = bs or 64,epochs or 2,n or 2
     n = n or 3
-    r = changed_recipe(recipe, bs=bs, epochs=epochs, seed=seed, precision='fp32' if fp32 else None)
+    precision = 'fp32' if fp32 else None
+    r = changed_recipe(recipe, bs=bs, epochs=epochs, seed=seed, precision=precision, compile=compile or None)
     if quick and r.opt=='sgd': r = with_lr(r, r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs)
     check_device(device)
     device = torch.device(device or default_device())

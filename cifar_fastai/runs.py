@@ -6,9 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/runs.html.md"""
 
 # %% ../nbs/18_runs.ipynb #9f39f38a
 from __future__ import annotations
-import shutil,sys,time
+import itertools,shutil,sys,time
 from contextlib import nullcontext
 from fastai.vision.all import *
+from scipy.stats import nct,t as student_t,ttest_rel
 from .core import *
 from .augment import Policy
 from .callbacks import *
@@ -19,8 +20,8 @@ from .checkpoint import *
 from .run import *
 
 # %% auto #0
-__all__ = ['train_runs', 'by_recipe', 'summarise', 'resume', 'find_runs', 'runs_table', 'plot_runs', 'compare_recipes',
-           'prunable', 'prune_runs']
+__all__ = ['train_runs', 'by_recipe', 'summarise', 'paired_comparison', 'resume', 'find_runs', 'runs_table', 'plot_runs',
+           'compare_recipes', 'prunable', 'prune_runs']
 
 # %% ../nbs/18_runs.ipynb #01a52dc3
 def _on_rank0(make, device=None):
@@ -118,6 +119,36 @@ def summarise(
                         final_mean=mean.final, final_sd=sd.final, best_mean=mean.best, best_sd=sd.best,
                         seconds=mean.seconds)
     return pd.DataFrame.from_dict(rows, orient='index')
+
+# %% ../nbs/18_runs.ipynb #7567f26d
+def _n_needed(difference, sd, power=.8):
+    "Return the number of pairs with which a two-sided t-test at 5 % finds a difference"
+    for n in range(2, 10_000):
+        noncentrality = abs(difference)/sd*n**.5
+        if nct.sf(student_t.ppf(.975, n-1), n-1, noncentrality)>=power: return n
+
+def paired_comparison(
+    runs # `Run`s, or their folders
+) -> pd.DataFrame: # A row for each pair of recipes: n, difference, low, high, p, n_needed
+    """Compare the final accuracies of recipes trained with the same seeds, by a paired t-test
+
+    Pairs of recipes with fewer than two seeds in common are left out. `n_needed` is missing for a difference of 0."""
+    finals = {}
+    for nm,group in by_recipe(runs).items():
+        done = [o for o in group if o.info['state']=='done']
+        finals[nm] = {o.info['recipe']['seed']: o.history().valid_accuracy.iloc[-1] for o in done}
+    rows = {}
+    for a,b in itertools.combinations(finals, 2):
+        seeds = sorted(set(finals[a])&set(finals[b]))
+        if len(seeds)<2: continue
+        values = [[finals[o][s] for s in seeds] for o in (a,b)]
+        differences = np.subtract(*values)
+        mean,sd = differences.mean(),differences.std(ddof=1)
+        half = student_t.ppf(.975, len(seeds)-1)*sd/len(seeds)**.5
+        needed = _n_needed(mean, sd) if mean and sd else None
+        rows[f'{a} - {b}'] = dict(n=len(seeds), difference=mean, low=mean-half, high=mean+half,
+                                  p=ttest_rel(*values).pvalue, n_needed=needed)
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['n','difference','low','high','p','n_needed'])
 
 # %% ../nbs/18_runs.ipynb #7e523031
 # Names of version 0.1.0 -> current names
