@@ -1,4 +1,4 @@
-"""Repeated trainings with mean and confidence interval, and baselines, interleaved: a speed is a ratio
+"""Throughput beside baselines, interleaved; trainings against the clock, with mean and 95 % confidence interval
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 
@@ -6,360 +6,256 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 
 # %% ../nbs/22_bench.ipynb #ebde53bd
 from __future__ import annotations
-import contextlib,csv,gc,importlib.util,io,itertools,subprocess,sys,tempfile,time,warnings
+import contextlib,csv,importlib.util,io,itertools,sys,tempfile,time,warnings
 from fastai.vision.all import *
 from fastai.callback import fp16
 from scipy.stats import t as student_t
-from torch.utils.flop_counter import FlopCounterMode
 from .core import *
 from .data import *
-from .augment import *
-from .loaders import *
 from .models import *
-from .optim import *
 from .callbacks import *
 from .schedule import *
-from .cpu import *
 from .precision import *
 from .recipe import *
 from .interpret import *
 from .run import *
 from .runs import *
+_all_ = ['matmul_peak','training_flops','PeakMemory'] # of `cifar_fastai.precision`
 
 # %% auto #0
 __all__ = ['bench_columns', 'images_per_second', 'compare_speed', 'mean_interval', 'BareLoop', 'speed_baselines',
-           'learner_overhead', 'matmul_peak', 'training_flops', 'PeakMemory', 'accuracy_of', 'warm_up', 'time_training',
-           'repeats', 'plot_times', 'airbench_training', 'compare_engines', 'seconds_of', 'cost_growth',
-           'growth_exponent', 'plot_growth', 'one_step', 'one_epoch', 'import_cost', 'check_columns', 'write_row',
-           'bench_table', 'save_bench', 'save_results']
+           'learner_overhead', 'accuracy_of', 'warm_up', 'time_training', 'repeats', 'plot_times', 'airbench_training',
+           'check_columns', 'write_row', 'bench_table', 'save_bench', 'save_results', 'matmul_peak', 'training_flops',
+           'PeakMemory']
 
 # %% ../nbs/22_bench.ipynb #6ae5ad67
-def _sync(device):
-    device = torch.device(device or 'cpu')
-    if device.type=='cuda': torch.cuda.synchronize(device)
-    elif device.type=='mps': torch.mps.synchronize()
-
-def _check_steps(steps, warmup, least=0):
-    if steps<1: raise ValueError(f'steps={steps}: expected at least 1')
-    if warmup<least: raise ValueError(f'warmup={warmup}: ' + ('at least one step must pass before the clock starts' if least else 'expected 0 or more'))
+_tiny_lr = 1e-6 # factor on the learning rate where only the time matters
 
 class _Throughput(Callback):
-    "Images per second in training, from the end of step `warmup` to the end of step `warmup+steps`, where it stops the fit; skips validation"
+    "Measure images per second from the end of step `warmup` to the end of step `warmup+steps`, then stop the fit"
     order = 100
-    def __init__(self,
-        steps:int=8, # Steps to time
-        warmup:int=2 # Steps before the clock starts
-    ):
-        _check_steps(steps, warmup, 1)
-        self.steps,self.warmup,self.n_images = steps,warmup,0
-
+    def __init__(self, steps, warmup, device):
+        if steps<1: raise ValueError(f'steps={steps}: expected at least 1')
+        if warmup<1: raise ValueError(f'warmup={warmup}: expected at least 1')
+        self.first,self.last,self.device,self.i,self.n_images = warmup,warmup+steps,device,0,0
+    def count(self, n):
+        "Count a step of `n` images. Return whether it is the last"
+        self.i += 1
+        if self.i>self.first: self.n_images += n
+        if self.i in (self.first,self.last): synchronize(self.device)
+        if self.i==self.first: self.start = time.perf_counter()
+        if self.i==self.last: self.rate = self.n_images/(time.perf_counter()-self.start)
+        return self.i==self.last
     def after_batch(self):
-        i = self.train_iter
-        if i>self.warmup: self.n_images += len(self.xb[0])
-        if i in (self.warmup,self.warmup+self.steps): _sync(self.dls.device)
-        if i==self.warmup: self._start = time.perf_counter()
-        if i==self.warmup+self.steps:
-            self.rate = self.n_images/(time.perf_counter()-self._start)
-            raise CancelFitException()
-
+        if self.count(len(self.xb[0])): raise CancelFitException()
     def before_validate(self): raise CancelValidException()
-
-_idle = 1e-6 # of the recipe's learning rate, where only the time matters
 
 def images_per_second(
     learn:Learner, # What to time; its weights change
     steps:int=8, # Steps to time
     warmup:int=2, # Steps before the clock starts
-    recipe:Recipe|None=None # Train by its schedule, at a millionth of its rates: turns must not lead anywhere. None is fastai's `fit`
+    recipe:Recipe|None=None # Train by its schedule, at a millionth of its learning rate; None is fastai's `fit`
 ) -> float:
-    "Training throughput of a learner: loading, augmentation, forward, backward and step"
-    cb,k = _Throughput(steps, warmup),len(learn.dls.train)
-    n = math.ceil((warmup+steps)/k)
-    schedule = [ScheduleLR(recipe.but(epochs=n).lrs(k)*_idle, recipe.schedule.moms(n, k))] if recipe else []
-    with learn.no_bar(),learn.no_logging(): learn.fit(n, cbs=[cb,*schedule])
-    return cb.rate
+    "Measure the training throughput of a learner: loading, augmentation, forward and backward pass, optimizer step"
+    cbs,n = [_Throughput(steps, warmup, learn.dls.device)],len(learn.dls.train)
+    epochs = math.ceil((warmup+steps)/n)
+    if recipe: cbs.append(ScheduleLR(recipe.but(epochs=epochs).lrs(n)*_tiny_lr, recipe.schedule.moms(epochs, n)))
+    with learn.no_bar(),learn.no_logging(): learn.fit(epochs, cbs=cbs)
+    return cbs[0].rate
 
 # %% ../nbs/22_bench.ipynb #66af88f8
 def _check_noise(values, noisy, what):
-    "Warn if the spread of repeated measurements, a table with a row for each thing, is above the share `noisy`; gives the spreads"
+    "Return the spread of each row of measurements. Warn if one is above `noisy`"
     spread = (values.max(axis=1)-values.min(axis=1))/values.median(axis=1)
     if spread.max()>noisy:
-        warnings.warn(f'{what} of the same thing differ by up to {spread.max():.0%} ({spread.idxmax()}): the machine is noisy. End what else it does, or take more of them, and trust no small ratio', stacklevel=3)
+        warnings.warn(f'{what} differ by up to {spread.max():.0%} ({spread.idxmax()}): the machine is busy. Stop other '
+                      'work or measure more often, and do not trust small ratios', stacklevel=3)
     return spread
 
 @tuned_convolutions()
 def compare_speed(
-    learners:dict, # By name, functions that make what takes turns: a `Learner`, or a function of `steps` and `warmup` that gives a number
-    rounds:int=3, # Turns of each
-    steps:int=8, # Steps a turn
-    warmup:int=2, # Steps before the clock starts, each turn
+    learners:dict, # By name: functions that return a `Learner`, or a function of `steps` and `warmup` that measures
+    rounds:int=3, # Measurements of each
+    steps:int=8, # Steps per measurement
+    warmup:int=2, # Steps before the clock starts, for each measurement
     noisy:float=.1 # Warn above this spread
-) -> pd.DataFrame: # By name: the turns, their median, mean, sd and spread, and the median ratio to the first in the same round
-    "Time things in turns: images per second of learners, or whatever the functions give"
+) -> pd.DataFrame: # By name: turn_1, turn_2, ..., their median, mean, sd and spread, and the ratio to the first row
+    "Interleave measurements: images per second of learners, or whatever the functions measure"
     if rounds<1: raise ValueError(f'rounds={rounds}: expected at least 1')
     if not learners: raise ValueError('compare_speed: nothing to time')
     made = {k: f() for k,f in learners.items()}
-    def turn(o): return images_per_second(o, steps, warmup) if isinstance(o, Learner) else o(steps, warmup)
-    turns = [{k: turn(made[k]) for k in (list(made)[::-1] if i%2 else made)} for i in range(rounds)]
-    df = pd.DataFrame({f'turn_{i+1}': o for i,o in enumerate(turns)}).loc[list(made)].astype(float)
-    return df.assign(median=df.median(axis=1), mean=df.mean(axis=1), sd=df.std(axis=1), spread=_check_noise(df, noisy, 'turns'), ratio=df.div(df.iloc[0]).median(axis=1))
+    def measure(o): return images_per_second(o, steps, warmup) if isinstance(o, Learner) else o(steps, warmup)
+    turns = [{k: measure(made[k]) for k in (reversed(made) if i%2 else made)} for i in range(rounds)]
+    df = pd.DataFrame(turns, [f'turn_{i+1}' for i in range(rounds)], list(made), dtype=float).T
+    return df.assign(median=df.median(axis=1), mean=df.mean(axis=1), sd=df.std(axis=1),
+                     spread=_check_noise(df, noisy, 'measurements'), ratio=df.div(df.iloc[0]).median(axis=1))
 
 # %% ../nbs/22_bench.ipynb #247cd088
 def mean_interval(
-    values, # Measurements of the same thing
+    values, # Repeated measurements
     level:float=.95 # Confidence level
 ) -> dict: # n, mean, sd, low, high, median
-    "Mean, standard deviation, median, and the interval of the mean by Student's t; a single value has neither deviation nor interval"
+    "Return mean, standard deviation, median, and the confidence interval of the mean; NaN for what one value lacks"
     x = np.asarray(values, float)
     if not len(x): raise ValueError('mean_interval: no values')
-    n,mean,sd,half = len(x),float(x.mean()),float('nan'),float('nan')
-    if n>1: sd = float(x.std(ddof=1)); half = float(student_t.ppf((1+level)/2, n-1))*sd/n**.5
+    n,mean = len(x),float(x.mean())
+    sd = float(x.std(ddof=1)) if n>1 else math.nan
+    half = float(student_t.ppf((1+level)/2, n-1))*sd/n**.5
     return dict(n=n, mean=mean, sd=sd, low=mean-half, high=mean+half, median=float(np.median(x)))
 
 # %% ../nbs/22_bench.ipynb #79fc813d
-def _rate(sizes, steps, warmup, device):
-    "Images per second, from an iterator that does a step and gives the number of its images"
-    _check_steps(steps, warmup)
-    for _ in range(warmup): next(sizes)
-    _sync(device)
-    start = time.perf_counter()
-    n = sum(itertools.islice(sizes, steps))
-    _sync(device)
-    return n/(time.perf_counter()-start)
-
 class BareLoop:
-    "The training of a recipe in plain PyTorch, without a `Learner`: the same weights, step by step. A `Plateau` schedule, which would need a validation, keeps its first rate"
+    "Train the model of a recipe's learner by a plain PyTorch loop. A `Plateau` schedule keeps its first learning rate"
     def __init__(self,
         recipe:Recipe, # What to train
         dls:DataLoaders # Images, from `Recipe.dls`
     ):
-        set_seed(recipe.seed)
-        self.recipe,self.dls,self.device,precision = recipe,dls,torch.device(dls.device),recipe.precision_on(dls.device)
-        self.dtype,self.scaler = dict(fp16=torch.float16, bf16=torch.bfloat16).get(precision),torch.amp.GradScaler(self.device.type, enabled=precision=='fp16')
-        self.model = create_model(recipe.model, dls.c, **recipe.model_args).to(self.device)
-        make = recipe.opt_func() # fastai's wrapper, which knows torch's optimizer and its arguments
-        self.opt = make.keywords['opt'](list(recipe.splitter()(self.model)), lr=1e-3, **{k:v for k,v in make.keywords.items() if k!='opt'})
-        if self.dtype: self.model.to(memory_format=torch.channels_last)
-        for cb in [PackedConv()]*(self.dtype is not None and self.device.type=='cpu')+[Whiten(recipe.whiten)]*(recipe.whiten is not None):
-            cb.learn = SimpleNamespace(model=self.model, dls=dls)
-            (cb.before_train if isinstance(cb, Whiten) else cb.before_fit)()
+        self.recipe,self.dls,self.device,self.learn = recipe,dls,torch.device(dls.device),recipe.learner(dls)
+        self.model = self.learn.model.to(self.device)
+        self.learn.create_opt()
+        self.opt = self.learn.opt.opt # torch's own
+        precision = recipe.precision_on(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision=='fp16')
+        if precision!='fp32': self.model.to(memory_format=torch.channels_last)
+        if hasattr(self.learn, 'packed_conv'): self.learn.packed_conv.before_fit()
+        if recipe.whiten is not None: self.learn.whiten.before_train()
         self.n_whiten = (recipe.whiten or 0)*len(dls.train) # steps in which the bias of a whitening layer is trained
-        self.penalty = L1Penalty(recipe.l1, recipe.l1_form).penalty if recipe.l1 else noop
-
-    def _set_hypers(self, i, lrs, moms):
-        lr,mom = float(lrs[min(i,len(lrs)-1)]),None if moms is None else float(moms[min(i,len(moms)-1)])
+    def _set_hypers(self, lr, mom):
         for g in self.opt.param_groups:
             g['lr'] = lr*g.get('lr_mult', 1.)
-            if mom is not None: g.update(dict(betas=(mom,g['betas'][1])) if 'betas' in g else dict(momentum=mom))
-
+            if mom is None: continue
+            if 'betas' in g: g['betas'] = (mom,g['betas'][1])
+            else: g['momentum'] = mom
     def _step(self, i):
-        "A step of the optimizer; that of a whitening bias shrinks to 0, as in `Whiten`"
+        "Take an optimizer step. Those of a whitening bias shrink to 0, as in `Whiten`"
         bias = self.model.whiten.bias if self.n_whiten else None
-        frozen = bias is not None and i>=self.n_whiten
-        if frozen: bias.grad = None
-        before = None if bias is None or frozen else bias.detach().clone()
+        before = None if bias is None else bias.detach().clone()
+        if i>=self.n_whiten>0: bias.grad = None
         self.scaler.step(self.opt)
         self.scaler.update()
-        if before is not None: bias.data.lerp_(before, i/self.n_whiten)
-
+        if bias is not None: bias.data.lerp_(before, min(i/self.n_whiten, 1.))
     def run(self,
         scale:float=1. # Factor on the learning rate
-    ): # Generator of the number of images of each step
-        "Train for ever, a step each time that it is asked for one"
+    ): # Generator
+        "Train endlessly: each `next` takes a step and returns the number of its images"
         n,r = len(self.dls.train),self.recipe
         lrs,moms = r.lrs(n)*scale,r.schedule.moms(r.epochs, n)
         self.model.train()
-        for i,(x,y) in enumerate(b for _ in itertools.count() for b in self.dls.train):
-            self._set_hypers(i, lrs, moms)
-            if r.progressive_resize: x = resize_batch(x, progressive_side(i/(n*r.epochs), x.shape[-1], *r.progressive_resize))
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+        for i,(x,y) in enumerate(itertools.chain.from_iterable(itertools.repeat(self.dls.train))):
+            j = min(i, len(lrs)-1)
+            self._set_hypers(float(lrs[j]), None if moms is None else float(moms[j]))
+            if r.progressive_resize:
+                x = resize_batch(x, progressive_side(i/(n*r.epochs), x.shape[-1], *r.progressive_resize))
+            with autocast_of(self.learn):
                 pred = self.model(x.as_subclass(Tensor)).float()
                 loss = F.cross_entropy(pred, y.as_subclass(Tensor), label_smoothing=r.label_smoothing)
-                if r.l1: loss = loss+self.penalty(self.model)
+                if r.l1: loss = loss+self.learn.l1_penalty.penalty(self.model)
             self.scaler.scale(loss).backward()
             self._step(i)
             self.opt.zero_grad()
             yield len(x)
-
     def images_per_second(self,
         steps:int=8, # Steps to time
         warmup:int=2 # Steps before the clock starts
     ) -> float:
-        "As the function of this name for a learner"
-        keep = MallocTuning()
-        keep.learn = SimpleNamespace(dls=self.dls)
-        keep.before_fit()
-        try: return _rate(self.run(_idle), steps, warmup, self.device)
-        finally: keep.cleanup()
+        "Measure the training throughput, as the function of this name does for a learner"
+        clock = _Throughput(steps, warmup, self.device)
+        self.learn.malloc_tuning.before_fit()
+        try: next(n for n in self.run(_tiny_lr) if clock.count(n))
+        finally: self.learn.malloc_tuning.cleanup()
+        return clock.rate
 
 # %% ../nbs/22_bench.ipynb #313ce107
-def _stock_learner(
-    recipe:Recipe, # Network, batch size and augmentation
-    path, # Folder of images
-    device=None # None is fastai's default
-) -> Learner:
-    "The recipe as stock fastai trains it: item engine with fastai's default number of workers, fastai's optimizer, fastai's `MixedPrecision`"
+def _stock_learner(recipe, path, device):
+    "The recipe as stock fastai trains it: item engine, fastai's optimizer, fastai's `MixedPrecision`"
     dls = recipe.dls(path, engine='item', device=device)
-    learn = Learner(dls, create_model(recipe.model, dls.c, **recipe.model_args), CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), metrics=accuracy,
-                    opt_func=Adam if recipe.opt=='adam' else partial(SGD, mom=recipe.mom), wd=recipe.wd, lr=.01, cbs=[L1Penalty(recipe.l1, recipe.l1_form)]*(recipe.l1>0))
-    return learn.add_cb(fp16.MixedPrecision())
+    cbs = [fp16.MixedPrecision()]
+    if recipe.l1: cbs.append(L1Penalty(recipe.l1, recipe.l1_form))
+    return Learner(dls, create_model(recipe.model, dls.c, **recipe.model_args),
+                   CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), metrics=accuracy, cbs=cbs, lr=.01,
+                   opt_func=Adam if recipe.opt=='adam' else partial(SGD, mom=recipe.mom), wd=recipe.wd)
 
 def speed_baselines(
-    recipe:Recipe, # What to train
+    recipe:Recipe, # What to train, without progressive resizing
     path, # Folder of images
-    peers=('stock_fastai','bare_pytorch'), # Names of baselines; ratios are to the first
+    baselines=('stock_fastai','bare_pytorch'), # Names; ratios are to the first
     device=None # None is fastai's default
-) -> dict: # For `compare_speed`
-    "The recipe's learner, `cifar_fastai`, and its baselines, all of them on whole images. Raise `ValueError` for an unknown baseline, with the closest match"
-    recipe = recipe.but(progressive_resize=None)
-    makers = dict(stock_fastai=lambda: _stock_learner(recipe, path, device),
-                  bare_pytorch=lambda: BareLoop(recipe, recipe.dls(path, device=device)).images_per_second,
-                  cifar_fastai=lambda: partial(images_per_second, recipe.learner(recipe.dls(path, device=device)), recipe=recipe))
-    return {k: look_up('peer', k, makers) for k in dict.fromkeys([*peers,'cifar_fastai'])}
+) -> dict: # Functions by name, for `compare_speed`
+    "Return the baselines and the recipe's learner, `cifar_fastai`. Raise `ValueError` for an unknown baseline"
+    r = recipe.but(progressive_resize=None)
+    def bare(): return BareLoop(r, r.dls(path, device=device)).images_per_second
+    def ours(): return partial(images_per_second, r.learner(r.dls(path, device=device)), recipe=r)
+    makers = dict(stock_fastai=partial(_stock_learner, r, path, device), bare_pytorch=bare, cifar_fastai=ours)
+    return {k: look_up('baseline', k, makers) for k in dict.fromkeys([*baselines,'cifar_fastai'])}
 
-# %% ../nbs/22_bench.ipynb #bab4d52a
+@delegates(compare_speed)
 def learner_overhead(
     recipes, # A `Recipe`, or several
     path, # Folder of images
-    rounds:int=5, # Turns of each
-    steps:int=8, # Steps a turn
-    warmup:int=2, # Steps before the clock starts, each turn
+    rounds:int=5, # Measurements of each
     device=None, # None is fastai's default
-    noisy:float=.1 # Warn above this spread
-) -> pd.DataFrame: # A row for each recipe
-    "Images per second of each recipe's bare loop and of its learner, in turns: medians, the median of the ratios, and the larger of the two spreads"
-    rows = {}
-    for r in L(recipes):
-        df = compare_speed(speed_baselines(r, path, ['bare_pytorch'], device), rounds, steps, warmup, noisy)
-        rows[r.name] = dict(bare_pytorch=df['median'].iloc[0], cifar_fastai=df['median'].iloc[1], ratio=df.ratio.iloc[1], spread=df.spread.max())
-    return pd.DataFrame(rows).T
-
-# %% ../nbs/22_bench.ipynb #4f2a547a
-def matmul_peak(
-    device=None, # None is fastai's default
-    precision:str='fp32', # 'fp16', 'bf16' or 'fp32', such as `Recipe.precision` gives; fp32 is TF32 on CUDA, as it is for torch's convolutions
-    n:int|None=None, # Side of the matrices; None is 8192 on CUDA, 2048 elsewhere
-    rounds:int=10 # Products, of which the fastest counts
-) -> float: # Operations a second; a multiplication and an addition are two
-    "Floating-point operations per second of a large matrix product: the most that the device really does"
-    device = torch.device(device or default_device())
-    n,dtype = n or (8192 if device.type=='cuda' else 2048),look_up('precision', precision, dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32))
-    a,b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    def seconds():
-        _sync(device)
-        start = time.perf_counter()
-        a@b
-        _sync(device)
-        return time.perf_counter()-start
-    was = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    try:
-        seconds() # warm-up
-        return 2*n**3/min(seconds() for _ in range(rounds))
-    finally: torch.backends.cuda.matmul.allow_tf32 = was
-
-def training_flops(
-    model:nn.Module, # Any model of images
-    size:int=32, # Side of an image
-    n_in:int=3 # Channels of an image
-) -> float: # For one image; a multiplication and an addition are two
-    "Floating-point operations of a training step, forward and backward, in convolutions and matrix products. The model stays as it is"
-    model = deepcopy(model).cpu().float().train()
-    x = torch.randn(2, n_in, size, size)
-    with FlopCounterMode(display=False) as c: model(x).sum().backward()
-    return c.get_total_flops()/2
-
-# %% ../nbs/22_bench.ipynb #8c62f5bb
-def _peak_rss():
-    "MB"
-    try: return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/1024
-    except (OSError,TypeError): pass
-    try: import resource # macOS
-    except ImportError: return float('nan')
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
-
-class PeakMemory:
-    "Context manager: `mb` is the most memory in it. On CUDA what torch had allocated; elsewhere the resident memory of the whole process, all that it has imported included, and where that cannot be set back, since its start"
-    def __init__(self,
-        device=None # None is fastai's default
-    ): self.device = torch.device(device or default_device())
-
-    def __enter__(self):
-        gc.collect() # learners of before hold their images
-        if self.device.type=='cuda': torch.cuda.init(); torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            with contextlib.suppress(OSError): Path('/proc/self/clear_refs').write_text('5') # Linux: resets the peak
-        return self
-
-    def __exit__(self, *args): self.mb = torch.cuda.max_memory_allocated(self.device)/2**20 if self.device.type=='cuda' else _peak_rss()
+    **kwargs
+) -> pd.DataFrame: # By recipe: median images per second of both, median ratio, the larger of the two spreads
+    "Compare the throughput of each recipe's learner and of its bare loop, interleaved"
+    def row(df): return dict(df['median'], ratio=df.ratio['cifar_fastai'], spread=df.spread.max())
+    def compare(r): return compare_speed(speed_baselines(r, path, ['bare_pytorch'], device), rounds, **kwargs)
+    return pd.DataFrame({r.name: row(compare(r)) for r in L(recipes)}).T
 
 # %% ../nbs/22_bench.ipynb #73d3e524
 class _TrainingClock(Callback):
-    "Seconds of training, synchronised with the device: from `start` on, but for the time from the end of an epoch's training to the start of the next. `points` has (seconds, accuracy) of each epoch"
-    order = 100 # after all that belongs to an epoch
-    def __init__(self,
-        device # Of the learner
-    ): self.seconds,self.points,self.n_images,self._device,self._start = 0.,[],0,device,None
-
-    def start(self):
-        _sync(self._device)
-        self._start = time.perf_counter()
-
-    def stop(self):
-        _sync(self._device)
-        self.seconds,self._start = self.seconds+time.perf_counter()-self._start,None
-
-    def before_epoch(self):
-        if self._start is None: self.start()
-    def after_batch(self):
-        if self.training: self.n_images += len(self.xb[0])
-    def after_train(self): self.stop()
-    def after_epoch(self): self.points.append((self.seconds, self.recorder.values[-1][self.recorder.metric_names.index('accuracy')-1]))
+    "Seconds of training, without those between the end of an epoch's training and the start of the next"
+    order,run_valid = 100,False # after everything else that happens in an epoch
+    def __init__(self, device): self.device,self.running,self.seconds,self.n_images,self.curve = device,False,0.,0,[]
+    def tick(self, running=True):
+        "Start or stop the clock"
+        synchronize(self.device)
+        now = time.perf_counter()
+        if self.running: self.seconds += now-self.at
+        self.at,self.running = now,running
+    def add(self, accuracy, tta=False):
+        "Add a point to the curve"
+        self.curve.append(dict(epoch=len(self.curve)+(not tta), seconds=self.seconds, accuracy=accuracy, tta=tta))
+    def before_epoch(self): self.tick()
+    def after_batch(self): self.n_images += len(self.xb[0])
+    def after_train(self): self.tick(False)
+    def after_epoch(self): self.add(self.recorder.values[-1][self.recorder.metric_names.index('accuracy')-1])
 
 @torch.no_grad()
 def accuracy_of(
     learn:Learner, # A trained learner, whose precision is used
-    dl=None, # Batches of images and labels; None is the validation part
+    dl=None, # Batches of images and labels; None is the validation set
     tta:bool|float=False # Test-time augmentation by `MultiCrop`: True, or only below this probability
 ) -> float:
-    "The share of right answers, with as little as possible around it"
+    "Return the accuracy of a learner, without the overhead of `Learner.validate`"
     model = MultiCrop(learn.model, tta_threshold=float(tta)) if tta else learn.model
     model.eval()
-    region = getattr(getattr(learn, 'mixed_precision', None), 'region', contextlib.nullcontext)
-    right = n = 0
-    # the uncertain images of each batch are another number: cuDNN would time its algorithms for each
-    with region(),torch.backends.cudnn.flags(benchmark=False, deterministic=torch.backends.cudnn.deterministic):
-        for x,y in learn.dls.valid if dl is None else dl:
-            right,n = right+(model(x.as_subclass(Tensor)).argmax(1)==y.as_subclass(Tensor)).sum(),n+len(y)
-    return right.item()/n
+    # no `cudnn.benchmark`, which would time the algorithms for each number of uncertain images in a batch
+    with autocast_of(learn),torch.backends.cudnn.flags(deterministic=torch.backends.cudnn.deterministic):
+        right = [model(x.as_subclass(Tensor)).argmax(1)==y.as_subclass(Tensor) for x,y in dl or learn.dls.valid]
+    return torch.cat(right).double().mean().item()
 
 class _WarmUpSteps(Callback):
     "Train a few steps at each image size, then stop"
-    name,order = 'lr_finder',ProgressiveResize.order # other callbacks know by the name that this is not a training
-    def __init__(self, sides, steps): self.sides,self.steps,self.i = sides,steps,0
-
+    name,order = 'lr_finder',ProgressiveResize.order # the name tells other callbacks that this is not a training
+    def __init__(self, sides, steps): self.sides,self.steps = sides,steps
     def before_batch(self):
         x,*rest = self.xb
-        self.learn.xb = (resize_batch(x, self.sides[self.i//self.steps]),*rest)
-
+        self.learn.xb = (resize_batch(x, self.sides[self.train_iter//self.steps]),*rest)
     def after_batch(self):
-        self.i += 1
-        if self.i==self.steps*len(self.sides): raise CancelFitException()
+        if self.train_iter==self.steps*len(self.sides): raise CancelFitException()
 
 def warm_up(
     learn:Learner, # Learner that will be timed
     recipe:Recipe, # Its recipe
     steps:int=3 # Training steps at each image size
-): # Function without arguments that puts the initial weights back
+): # Function without arguments that restores the initial weights
     "Compile kernels and choose convolution algorithms for every image size of a training, then restore the learner"
     model,dl = learn.model.to(learn.dls.device),learn.dls.train
-    size = dl.one_batch()[0].shape[-1]
-    sides = [size]
-    if recipe.progressive_resize: sides = sorted({progressive_side(i/100, size, *recipe.progressive_resize) for i in range(100)})
+    size,resize = dl.one_batch()[0].shape[-1],recipe.progressive_resize or (1.,1.)
+    sides = sorted({progressive_side(i/100, size, *resize) for i in range(100)})
     weights,rng,epoch = deepcopy(model.state_dict()),rng_state(),getattr(dl, 'epoch', None)
     n_epoch = math.ceil(steps*len(sides)/len(dl))
-    with learn.no_bar(),learn.no_logging(): learn.fit(n_epoch, lr=_idle, cbs=_WarmUpSteps(sides, steps))
-
+    with learn.no_bar(),learn.no_logging(): learn.fit(n_epoch, lr=_tiny_lr, cbs=_WarmUpSteps(sides, steps))
     def restore():
         model.load_state_dict(weights)
         learn.opt = None
@@ -368,8 +264,6 @@ def warm_up(
     if epoch is not None: dl.epoch = epoch
     return restore
 
-def _recipe_learner(recipe, path, device): return recipe.learner(recipe.dls(path, device=device))
-
 @tuned_convolutions()
 def time_training(
     recipe:Recipe, # What to train
@@ -377,31 +271,30 @@ def time_training(
     seed:int|None=None, # None is the recipe's
     device=None, # None is fastai's default
     tta:bool|float=True, # Test-time augmentation: True for the recipe's, False, or only below this probability
-    make=None, # Function of recipe, path and device that makes the learner; None is the recipe's own
-    warmup:int=3 # Steps at each image size before the clock starts, see `warm_up`; 0 does without
-) -> tuple: # A dict of results, and the curve: a table with a row for each epoch and one for the test-time augmentation
+    make=None, # Function of recipe, path and device that returns the learner; None is the recipe's own
+    warmup:int=3 # Steps at each image size before the clock starts, see `warm_up`; 0 skips it
+) -> tuple: # A dict of results, and the curve: a table with a row for each epoch and one for test-time augmentation
     "Train once against the clock, by the rules above"
-    r,make = recipe if seed is None else recipe.but(seed=seed),make or _recipe_learner
+    r = recipe if seed is None else recipe.but(seed=seed)
+    learn = make(r, path, device) if make else r.learner(r.dls(path, device=device))
     if tta is True: tta = r.tta_threshold
-    learn = make(r, path, device)
     learn.model.to(learn.dls.device)
-    for dl in learn.dls.loaders: dl.one_batch() # brings the images to the device
-    restore = noop
-    if warmup:
-        restore = warm_up(learn, r, warmup)
-        accuracy_of(learn, [learn.dls.valid.one_batch()], tta)
+    for dl in learn.dls.loaders: dl.one_batch() # moves the images to the device
+    restore = warm_up(learn, r, warmup) if warmup else noop
+    if warmup: accuracy_of(learn, [learn.dls.valid.one_batch()], tta)
     clock = _TrainingClock(learn.dls.device)
     with PeakMemory(learn.dls.device) as memory,learn.no_bar(),learn.no_logging():
-        clock.start()
-        restore() # the initial weights are part of the time, as are the filters of a whitening layer
+        clock.tick()
+        restore()
         r.fit(learn, clock)
-        trained = clock.seconds
-        clock.start()
+        rate,plain = clock.n_images/clock.seconds,clock.curve[-1]['accuracy']
+        clock.tick()
         final = accuracy_of(learn, tta=tta)
-        clock.stop()
-    curve = pd.DataFrame([dict(epoch=i+1, seconds=s, accuracy=a, tta=False) for i,(s,a) in enumerate(clock.points)] + [dict(epoch=len(clock.points), seconds=clock.seconds, accuracy=final, tta=True)]*bool(tta))
-    return dict(seed=r.seed, epochs=r.epochs, accuracy=clock.points[-1][1], accuracy_tta=final if tta else float('nan'), seconds=clock.seconds,
-                images_per_second=clock.n_images/trained, peak_memory=memory.mb), curve
+        clock.tick(False)
+    if tta: clock.add(final, True)
+    row = dict(seed=r.seed, epochs=r.epochs, accuracy=plain, accuracy_tta=final if tta else math.nan,
+               seconds=clock.seconds, images_per_second=rate, peak_memory=memory.mb)
+    return row,pd.DataFrame(clock.curve)
 
 # %% ../nbs/22_bench.ipynb #8bddc6c0
 def repeats(
@@ -410,11 +303,11 @@ def repeats(
     n:int=3, # Trainings, from the recipe's seed upwards
     device=None, # None is fastai's default
     tta:bool|float=True, # Test-time augmentation: True for the recipe's, False, or only below this probability
-    others:dict|None=None, # Further trainings by name: functions of a seed that give what `time_training` gives
+    others:dict|None=None, # Other trainings by name: functions of a seed that return what `time_training` returns
     report=noop, # Called with the results of each training as soon as it is done
     noisy:float=.1 # Warn if the seconds spread more
 ) -> tuple: # Two tables: a row for each training, and the curves of all of them
-    "Train n times against the clock: accuracy, plain and with test-time augmentation, seconds, images per second, peak memory. Where torchrun or accelerate launch started several processes, each takes some of the seeds, and all get all results"
+    "Train `n` seeds against the clock. The processes that torchrun started share the seeds, and all get all results"
     if n<1: raise ValueError(f'n={n}: expected at least 1')
     trainings = {'cifar_fastai': partial(time_training, recipe, path, device=device, tta=tta), **(others or {})}
     def one(seed):
@@ -424,9 +317,12 @@ def repeats(
             res.append((dict(learner=nm, **row),curve.assign(learner=nm, seed=seed)))
             report(res[-1][0])
         return res
-    if num_distrib()>1: from cifar_fastai.distributed import spread
-    else: spread = lambda f,jobs,device: map(f, jobs)
-    rows,curves = zip(*(o for part in spread(one, range(recipe.seed, recipe.seed+n), device) for o in part))
+    seeds = range(recipe.seed, recipe.seed+n)
+    results = map(one, seeds)
+    if num_distrib()>1:
+        from cifar_fastai.distributed import spread
+        results = spread(one, seeds, device)
+    rows,curves = zip(*itertools.chain.from_iterable(results))
     rows = pd.DataFrame(rows)
     _check_noise(rows.pivot(index='learner', columns='seed', values='seconds'), noisy, 'seconds')
     return rows,pd.concat(curves, ignore_index=True)[['learner','seed','epoch','seconds','accuracy','tta']]
@@ -436,276 +332,167 @@ def plot_times(
     curves:pd.DataFrame, # From `repeats`
     ax=None # Axes to draw on; None makes new ones
 ): # The axes
-    "Accuracy over seconds of training, a line for each seed; a star is the end with test-time augmentation. Colours are learners, or seeds if there is one learner"
-    if ax is None: ax = plt.subplots(figsize=(7,3.6), layout='constrained')[1]
-    several,shown = curves.learner.nunique()>1,set()
+    "Plot accuracy over seconds, coloured by learner or seed. A star is the end, with test-time augmentation"
+    if ax is None: ax = plt.subplots(figsize=(6.4,3.6), layout='constrained')[1]
+    several = curves.learner.nunique()>1
+    styles = dict(zip(curves['learner' if several else 'seed'].unique(), itertools.cycle(zip(okabe_ito, 'osD^vPX'))))
     for (learner,seed),o in curves.groupby(['learner','seed'], sort=False):
-        name = learner if several else f'seed {seed}'
-        c = okabe_ito[list(dict.fromkeys(curves.learner if several else curves.seed)).index(learner if several else seed)%len(okabe_ito)]
-        style = dict(color=c, marker='osD^vPX'[okabe_ito.index(c)], markersize=4, markevery=max(1,len(o)//8))
-        ax.plot(o.seconds[~o.tta], o.accuracy[~o.tta], label=None if name in shown else name, **style)
-        if o.tta.any(): ax.plot(o.seconds[-2:], o.accuracy[-2:], ':', color=c); ax.plot(o.seconds[-1:], o.accuracy[-1:], '*', color=c, markersize=11)
-        shown.add(name)
-    ax.set(xlabel='seconds of training', ylabel='test accuracy', xlim=(0,None))
-    ax.legend()
+        color,marker = styles[learner if several else seed]
+        ax.plot(o.seconds[~o.tta], o.accuracy[~o.tta], color=color, marker=marker, markersize=4,
+                markevery=max(1,len(o)//8), label=learner if several else f'seed {seed}')
+        if o.tta.any():
+            ax.plot(o.seconds[-2:], o.accuracy[-2:], ':', color=color)
+            ax.plot(o.seconds[-1:], o.accuracy[-1:], '*', color=color, markersize=11)
+    ax.set(xlabel='training time (s)', ylabel='test accuracy', xlim=(0,None))
+    by_label = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    ax.legend(by_label.values(), by_label)
     return ax
 
 # %% ../nbs/22_bench.ipynb #c0e97e8b
-def _airbench_table(
-    text:str # What an airbench training prints
-) -> pd.DataFrame: # epoch, train_loss, train_acc, val_acc, tta_val_acc, total_time_seconds; the last row is that of test-time augmentation, epoch 'eval'
-    "The table that airbench prints"
-    cells = [[c.strip() for c in line.strip().strip('|').split('|')] for line in text.splitlines() if line.lstrip().startswith('|')]
-    rows = [c[1:] for c in cells if len(c)==7 and (c[1].isdigit() or c[1]=='eval') and c[-1]]
-    if not rows or rows[-1][0]!='eval': raise ValueError(f'airbench: no whole training in what it printed: {text[-200:]!r}')
+def _airbench_table(text):
+    "Parse what an airbench training prints: a row for each epoch, and 'eval', with test-time augmentation"
+    cells = [[c.strip() for c in o.split('|')[2:-1]] for o in text.splitlines() if o.lstrip().startswith('|')]
+    rows = [o for o in cells if len(o)==6 and (o[0].isdigit() or o[0]=='eval') and o[-1]]
+    if not rows or rows[-1][0]!='eval': raise ValueError(f'airbench: incomplete training in the output {text[-200:]!r}')
     df = pd.DataFrame(rows, columns=['epoch','train_loss','train_acc','val_acc','tta_val_acc','total_time_seconds'])
-    return df.assign(**{k: pd.to_numeric(df[k]) for k in df.columns[1:]})
+    return df.assign(**df.iloc[:,1:].apply(pd.to_numeric))
 
 def _airbench_images(path, folder):
-    "Write a folder of images where airbench looks for CIFAR-10"
+    "Write the images of a folder where airbench looks for CIFAR-10. Return the number of training images"
     images = find_images(path)
-    pixels = load_images(images).pixels
-    if pixels.shape[1]!=32 or len(images.classes)!=10: raise DataError(f'{path}: airbench takes 10 classes of images of 32x32 pixels, not {len(images.classes)} of {pixels.shape[1]}x{pixels.shape[1]}')
-    (Path(folder)/'cifar10').mkdir()
+    pixels,classes = load_images(images).pixels,images.classes
+    n,size = len(classes),pixels.shape[1]
+    if (n,size)!=(10,32): raise DataError(f'{path}: {n} classes of {size}x{size} images, airbench needs 10 of 32x32')
+    folder.mkdir()
     for part in ('train','test'):
-        rows = [images.files.index(images.split(part)[0])+i for i in range(len(images.split(part)))]
-        labels = tensor([images.classes.index(images.files[i].split('/')[1]) for i in rows])
-        torch.save(dict(images=torch.from_numpy(pixels[rows]), labels=labels, classes=images.classes), Path(folder)/'cifar10'/f'{part}.pt')
+        files = images.split(part)
+        start,labels = images.files.index(files[0]),tensor([classes.index(o.split('/')[1]) for o in files])
+        data = dict(images=torch.tensor(pixels[start:start+len(files)]), labels=labels, classes=classes)
+        torch.save(data, folder/f'{part}.pt')
+    return len(images.split('train'))
 
 def airbench_training(
     path, # Folder of images
     target:int=94 # Which of its trainings: 93, 94, 95 or 96
-): # For `others` of `repeats`: a function of a seed that gives what `time_training` gives
-    "airbench on the same images and the first GPU, after its own warm-up. Raises `ValueError` if there is no GPU or no airbench"
-    lacks = []
-    if not torch.cuda.is_available(): lacks.append('an NVIDIA GPU (there is none here)')
+): # For `others` of `repeats`: a function of a seed that returns what `time_training` returns
+    "Prepare airbench on the same images and the first GPU. Raise `ValueError` if there is no GPU or no airbench"
+    if not torch.cuda.is_available(): raise ValueError('baseline airbench needs an NVIDIA GPU')
     if not importlib.util.find_spec('airbench'):
-        lacks.append("its package (the extra bench; in a clone of the library: pip install -e '.[bench]')")
-    if lacks: raise ValueError(f'peer airbench: it needs {" and ".join(lacks)}')
+        raise ValueError("baseline airbench needs its package: pip install -e '.[bench]' in a clone of the library")
     look_up('airbench training', target, [93,94,95,96])
-    if num_distrib()>1: raise ValueError('peer airbench: it trains on the first GPU alone. Start cifar_bench without torchrun')
-    was = torch.backends.cudnn.benchmark
-    import airbench # which sets it
-    torch.backends.cudnn.benchmark = was
-    folder,train,warm_up = tempfile.TemporaryDirectory(),getattr(airbench, f'train{target}'),getattr(airbench, f'warmup{target}')
-    _airbench_images(path, folder.name)
-    opt,quiet = sys.modules[train.__module__].hyp['opt'],contextlib.redirect_stdout(io.StringIO())
-    n_steps = math.ceil(len(find_images(path).split('train'))//opt['batch_size']*opt['train_epochs'])
-    with working_directory(folder.name),quiet,tuned_convolutions(): warm_up()
-
-    @tuned_convolutions()
+    if num_distrib()>1: raise ValueError('baseline airbench uses one GPU: start cifar_bench without torchrun')
+    with tuned_convolutions(): import airbench # the setting of cuDNN that it changes is restored
+    train,folder = getattr(airbench, f'train{target}'),tempfile.TemporaryDirectory()
+    opt = sys.modules[train.__module__].hyp['opt']
+    n_steps = math.ceil(_airbench_images(path, Path(folder.name)/'cifar10')//opt['batch_size']*opt['train_epochs'])
+    def printed(f, **kwargs):
+        "Call a function of airbench, and return what it prints"
+        out = io.StringIO()
+        with working_directory(folder.name),tuned_convolutions(),contextlib.redirect_stdout(out): f(**kwargs)
+        return out.getvalue()
+    printed(getattr(airbench, f'warmup{target}'))
     def run(seed):
         torch.manual_seed(seed)
-        with working_directory(folder.name),contextlib.redirect_stdout(io.StringIO()) as out,PeakMemory('cuda') as memory: train(run=seed)
-        df = _airbench_table(out.getvalue())
-        last,end = df.iloc[-2],df.iloc[-1]
-        curve = pd.DataFrame(dict(epoch=range(1,len(df)+1), seconds=df.total_time_seconds, accuracy=df.val_acc.where(df.epoch!='eval', df.tta_val_acc), tta=df.epoch=='eval'))
-        curve.loc[len(df)-1,'epoch'] = len(df)-1
-        return dict(seed=seed, epochs=opt['train_epochs'], accuracy=last.val_acc, accuracy_tta=end.tta_val_acc, seconds=end.total_time_seconds,
-                    images_per_second=n_steps*opt['batch_size']/last.total_time_seconds, peak_memory=memory.mb), curve
-    run.folder = folder # lives as long as the function
+        with PeakMemory('cuda') as memory: df = _airbench_table(printed(train, run=seed))
+        last,end,n = df.iloc[-2],df.iloc[-1],len(df)-1
+        curve = pd.DataFrame(dict(epoch=[*range(1,n+1),n], seconds=df.total_time_seconds,
+                                  accuracy=[*df.val_acc[:-1],end.tta_val_acc], tta=df.epoch=='eval'))
+        return dict(seed=seed, epochs=opt['train_epochs'], accuracy=last.val_acc, accuracy_tta=end.tta_val_acc,
+                    seconds=end.total_time_seconds, peak_memory=memory.mb,
+                    images_per_second=n_steps*opt['batch_size']/last.total_time_seconds),curve
     return run
-
-# %% ../nbs/22_bench.ipynb #fb0357a1
-def _loading_speed(
-    dl, # A loader of images
-    steps:int=8, # Batches to time
-    warmup:int=2 # Batches before the clock starts
-) -> float:
-    "Images per second of a loader and its augmentation, with no network"
-    sizes = (len(b[0]) for _ in itertools.count() for b in dl)
-    return _rate(sizes, steps, warmup, dl.device)
-
-def compare_engines(
-    recipe:Recipe, # Whose augmentation and batch size
-    path, # Folder of images
-    workers:int=2, # Worker processes of the item engine
-    rounds:int=5, # Turns of each
-    steps:int=8, # Batches a turn
-    warmup:int=2, # Batches before the clock starts, each turn
-    device=None, # None is fastai's default
-    noisy:float=.1 # Warn above this spread
-) -> pd.DataFrame: # As `compare_speed`
-    "Images per second of the item engine and of the batch engine, in turns"
-    def loading(**kw): return lambda: partial(_loading_speed, recipe.dls(path, device=device, **kw).train)
-    return compare_speed({f'item, {workers} workers': loading(engine='item', num_workers=workers), 'batch': loading()}, rounds, steps, warmup, noisy)
-
-# %% ../nbs/22_bench.ipynb #4988b2f7
-def seconds_of(
-    f, # Function without arguments
-    device=None # That it computes on
-): # For `compare_speed`: a function of `steps` and `warmup`
-    "Time a function: seconds of a call, the mean of `steps` calls after `warmup` of them"
-    def turn(steps, warmup):
-        for _ in range(warmup): f()
-        _sync(device)
-        start = time.perf_counter()
-        for _ in range(steps): f()
-        _sync(device)
-        return (time.perf_counter()-start)/steps
-    return turn
-
-def cost_growth(
-    make, # Function of a size that makes a function without arguments, which is timed
-    sizes, # Sizes, such as [32, 64, 128]
-    rounds:int=3, # Turns of each size
-    steps:int=1, # Calls a turn
-    warmup:int=1, # Calls before the clock starts, each turn
-    device=None, # That it computes on; None is fastai's default
-    noisy:float=.1 # Warn above this spread
-) -> pd.DataFrame: # As `compare_speed`, in seconds of a call, by size
-    "Seconds of something at several sizes, in turns"
-    device = device or default_device()
-    return compare_speed({s: lambda s=s: seconds_of(make(s), device) for s in sizes}, rounds, steps, warmup, noisy)
-
-def growth_exponent(
-    growth:pd.DataFrame # From `cost_growth`
-) -> float: # 1 is proportional to the size
-    "The power of the size with which the seconds grow: slope of the line through their logarithms"
-    return float(np.polyfit(np.log(growth.index.astype(float)), np.log(growth['median']), 1)[0])
-
-def plot_growth(
-    growths:dict # Tables from `cost_growth`, by what their size is
-) -> plt.Figure: # A picture for each
-    "Seconds against size, on logarithmic axes, with the fitted power; bars go from the fastest to the slowest turn"
-    fig = plt.figure(figsize=(3.3*len(growths),3.2), layout='constrained')
-    for ax,(what,df) in zip(fig.subplots(1, len(growths), squeeze=False).flat, growths.items()):
-        turns,x,k = df.filter(like='turn_'),df.index.astype(float).values,growth_exponent(df)
-        line = np.exp(np.log(df['median']).mean()+k*(np.log(x)-np.log(x).mean()))
-        ax.plot(x, line, '--', color=okabe_ito[1], label=f'size to the power {k:.2f}')
-        ax.errorbar(x, df['median'], [df['median']-turns.min(axis=1),turns.max(axis=1)-df['median']], fmt='o', color=okabe_ito[0], capsize=3, markersize=5)
-        ax.set(xscale='log', yscale='log', xlabel=what, ylabel='seconds')
-        ax.set_xticks(x, [f'{o:g}' if o<1000 else f'{o/1000:g}k' for o in x])
-        ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,2,5))); ax.yaxis.set_major_formatter('{x:g}'); ax.minorticks_off()
-        ax.legend(fontsize=8)
-    return fig
-
-# %% ../nbs/22_bench.ipynb #2682abee
-def one_step(
-    recipe:Recipe, # What to train
-    path, # Folder of images
-    device=None, # None is fastai's default
-    **kwargs # Further arguments of `image_dls`: size, cache, ...
-): # For `seconds_of` and `cost_growth`: a function without arguments
-    "A function that takes one step of a training, in a bare loop"
-    run = BareLoop(recipe, recipe.dls(path, device=device, **kwargs)).run(_idle)
-    return lambda: next(run)
-
-def one_epoch(
-    recipe:Recipe, # What to train
-    path, # Folder of images
-    n:int, # Number of images: those of the folder, over and over
-    device=None # None is fastai's default
-): # For `seconds_of` and `cost_growth`: a function without arguments
-    "A function that trains one epoch of `n` images, in a bare loop"
-    dls = recipe.dls(path, device=device)
-    files = list(itertools.islice(itertools.cycle(dls.train_ds.items), n))
-    dls.loaders[0] = dls.train.new(Datasets(tls=[tl._new(files) for tl in dls.train_ds.tls]))
-    run = BareLoop(recipe, dls).run(_idle)
-    return lambda: sum(itertools.islice(run, len(dls.train)))
-
-# %% ../nbs/22_bench.ipynb #0e8d119e
-def import_cost(
-    modules=('fastai.vision.all','cifar_fastai.all'), # Names of modules; ratios are to the first
-    rounds:int=5, # Turns of each
-    noisy:float=.1 # Warn above this spread
-) -> pd.DataFrame: # As `compare_speed`, in seconds
-    "Seconds of importing modules, each time in a fresh process, in turns after one import of each that does not count"
-    def fresh(module):
-        code = f'import time; start = time.perf_counter(); import {module}; print(time.perf_counter()-start)'
-        def turn(*args):
-            res = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True)
-            if res.returncode or not res.stdout: raise ImportError(f'import_cost: {module}: {(res.stderr.strip().splitlines() or ["?"])[-1]}')
-            return float(res.stdout.split()[-1])
-        turn() # files are read from the disk, bytecode is written
-        return turn
-    return compare_speed({m: lambda m=m: fresh(m) for m in modules}, rounds, noisy=noisy)
 
 # %% ../nbs/22_bench.ipynb #0e988dba
 def check_columns(
     file, # A CSV file, which may not exist yet
-    columns:list # Names of the columns that it must have
+    columns:list # Names that its columns must have
 ):
-    "Raise `ValueError` if a file of results has other columns: what was measured for hours could not be written"
+    "Raise `ValueError` if a file of results has other columns"
     file = Path(file).expanduser()
     if not file.exists(): return
     with open(file, newline='', encoding='utf-8') as f: header = next(csv.reader(f), [])
-    if header!=columns: raise ValueError(f'{file}: its columns are {", ".join(header)}, not {", ".join(columns)}. Choose another file')
+    if header!=columns:
+        raise ValueError(f'{file}: its columns are {", ".join(header)}, not {", ".join(columns)}. Choose another file')
 
 def write_row(
-    file, # A CSV file; made with a header if it does not exist
-    **row # What to write, by column
+    file, # A CSV file; created with a header if it does not exist
+    **row # Values by column
 ):
-    "Append a row to a file of results. Raises `ValueError` if its columns are others"
+    "Append a row to a file of results. Raise `ValueError` if it has other columns"
+    check_columns(file, list(row))
     file = Path(file).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = not file.exists()
-    check_columns(file, list(row))
-    with open(file, 'a', newline='', encoding='utf-8') as f:
-        w = csv.writer(f)
-        if new: w.writerow(row)
-        w.writerow(row.values())
+    pd.DataFrame([row]).to_csv(file, mode='a', header=not file.exists(), index=False, encoding='utf-8')
 
 # %% ../nbs/22_bench.ipynb #2c8bf981
+bench_columns = ('recipe data learner quantity n mean sd low high median ratio bs epochs steps device precision python '
+                 'torch fastai cifar_fastai commit date note').split()
+_quantities = dict(accuracy='accuracy', accuracy_tta='accuracy with TTA', seconds='seconds',
+                   images_per_second='images/s of whole trainings', peak_memory='peak memory in MB')
+
 def bench_table(
     speeds=None, # From `compare_speed`, images per second
     rows=None, # From `repeats`
-    share:float|None=None # Of the peak, for one image a second: `training_flops(model)/matmul_peak(...)`
-) -> pd.DataFrame: # By learner and quantity: n, mean, sd, low and high (95 % interval), median, ratio
-    "What was measured, with mean and interval"
+    share:float|None=None # MFU at one image per second: `training_flops(model)/matmul_peak(...)`
+) -> pd.DataFrame: # By learner and quantity: n, mean, sd, low and high (95 % confidence interval), median, ratio
+    "Summarise measurements by mean and 95 % confidence interval"
     res = []
-    def add(learner, quantity, values, ratio=float('nan')): res.append(dict(learner=learner, quantity=quantity, **mean_interval(values), ratio=ratio))
+    def add(learner, quantity, values, ratio=math.nan):
+        res.append(dict(learner=learner, quantity=quantity, **mean_interval(values), ratio=ratio))
     if speeds is not None:
         for nm,o in speeds.filter(like='turn_').iterrows():
             add(nm, 'images/s', o, speeds.ratio[nm])
-            if share: add(nm, 'share of matmul peak', o*share)
-    names = dict(accuracy='accuracy', accuracy_tta='accuracy with TTA', seconds='seconds', images_per_second='images/s of whole trainings', peak_memory='peak memory in MB')
+            if share: add(nm, 'MFU', o*share)
     if rows is not None:
         for nm,o in rows.groupby('learner', sort=False):
-            for k,quantity in names.items():
+            for k,quantity in _quantities.items():
                 if o[k].notna().all(): add(nm, quantity, o[k])
     return pd.DataFrame(res).set_index(['learner','quantity'])
 
-bench_columns = ['recipe','data','learner','quantity','n','mean','sd','low','high','median','ratio','bs','epochs','steps','device','precision','python','torch','fastai','cifar_fastai','commit','date','note']
-
 def save_bench(
-    file, # A CSV file; made with a header if it does not exist
+    file, # A CSV file; created with a header if it does not exist
     table:pd.DataFrame, # From `bench_table`
     recipe:Recipe, # What was trained
     path, # Folder of images
     device=None, # None is fastai's default
-    steps:int|str='', # Steps a turn
+    steps:int|str='', # Steps per measurement
     note:str='' # What a reader should know
 ):
-    "Append a table of measurements to a file of results, with all that they depend on. Raises `ValueError` if its columns are others"
-    check_columns(file, bench_columns)
+    "Append measurements to a file of results, with all that they depend on. Raise `ValueError` if it has other columns"
     device = torch.device(device or default_device())
     for (learner,quantity),o in table.iterrows():
         precision = dict(stock_fastai='to_fp16', airbench='fp16').get(learner, recipe.precision_on(device))
-        figures = {k: '' if pd.isna(v) else f'{v:.8g}' for k,v in o.drop('n').items()}
-        write_row(file, recipe=recipe.name, data=Path(path).name, learner=learner, quantity=quantity, n=int(o.n), **figures, bs=recipe.bs, epochs=recipe.epochs, steps=steps, device=device_name(device), precision=precision,
-                  **package_versions(), commit=git_commit(), date=time.strftime('%Y-%m-%d'), note=note)
+        values = {k: '' if pd.isna(v) else f'{v:.8g}' for k,v in o.drop('n').items()}
+        write_row(file, recipe=recipe.name, data=Path(path).name, learner=learner, quantity=quantity, n=int(o.n),
+                  **values, bs=recipe.bs, epochs=recipe.epochs, steps=steps, device=device_name(device),
+                  precision=precision, **package_versions(), commit=git_commit(), date=time.strftime('%Y-%m-%d'),
+                  note=note)
 
 # %% ../nbs/22_bench.ipynb #6ad0ae00
 def save_results(
     runs, # Finished `Run`s, or their folders
     folder='results', # Where the files are
-    timed:bool=True, # Was the machine free, so that the seconds mean something?
+    timed:bool=True, # Was the machine free, so that the seconds are meaningful?
     note:str='' # What a reader should know
 ):
-    "Append a row for each recipe to `trainings.csv`, and write its epochs to `<recipe>.csv`, or `<recipe>-<data>.csv` for other data than CIFAR-10. Raises `ValueError` for a run that is not done"
-    folder,runs = Path(folder).expanduser(),[*map(Run, runs)]
-    for run in runs:
-        if run.info['state']!='done': raise ValueError(f"{run.path}: the run is {run.info['state']}, not done. Leave it out, or train it again")
-    folder.mkdir(parents=True, exist_ok=True)
+    "Append a row for each recipe to `trainings.csv` and write its epochs to `<recipe>.csv`. All runs must be done"
+    folder,runs = Path(folder).expanduser(),[Run(o) for o in runs]
+    for o in runs:
+        state = o.info['state']
+        if state!='done': raise ValueError(f'{o.path}: the run is {state}, not done. Leave it out or train it again')
     for nm,group in by_recipe(runs).items():
-        info,r = group[0].info,group[0].info['recipe']
+        info,row = group[0].info,summarise(group).iloc[0]
+        r,data = info['recipe'],info['data']
         epochs = pd.concat([o.history().assign(seed=o.info['recipe']['seed']) for o in group])
-        last,by_epoch = epochs[epochs.epoch==epochs.epoch.max()],epochs.groupby('epoch').valid_accuracy.mean()
-        row = summarise(group).iloc[0]
-        write_row(folder/'trainings.csv', recipe=nm, data=info['data'], published=r['reference_accuracy'] or '', n=len(group), final_mean=round(row.final_mean,6), final_sd='' if len(group)<2 else round(row.final_sd,6),
-                  best_mean=round(by_epoch.max(),6), best_epoch=int(by_epoch.idxmax()), train_accuracy=round(last.train_accuracy.mean(),6), tta='plain',
-                  protocol='test folder, as published' if r['valid']=='test' else f"{r['valid']} of train held out", epochs=int(epochs.epoch.max()), planned=r['epochs'], seconds=round(row.seconds,1) if timed else '',
-                  device=info['device_name'], precision=info['precision'], torch=info['versions']['torch'], commit=info.get('commit',''), date=info['started'][:10], note=note)
-        columns = ['seed','epoch','lr','train_loss','train_accuracy','valid_loss','valid_accuracy']+['seconds']*timed
-        epochs[columns].round(6).to_csv(folder/f'{nm}{"" if info["data"]=="cifar10" else "-"+info["data"]}.csv', index=False)
+        n,by_epoch = epochs.epoch.max(),epochs.groupby('epoch')[['train_accuracy','valid_accuracy']].mean().round(6)
+        protocol = 'test folder, as published' if r['valid']=='test' else f"{r['valid']} of train held out"
+        write_row(folder/'trainings.csv', recipe=nm, data=data, published=r['reference_accuracy'] or '', n=len(group),
+                  final_mean=round(row.final_mean, 6), final_sd=round(row.final_sd, 6) if len(group)>1 else '',
+                  best_mean=by_epoch.valid_accuracy.max(), best_epoch=by_epoch.valid_accuracy.idxmax(),
+                  train_accuracy=by_epoch.train_accuracy[n], tta='plain', protocol=protocol, epochs=n,
+                  planned=r['epochs'], seconds=round(row.seconds, 1) if timed else '', device=info['device_name'],
+                  precision=info['precision'], torch=info['versions']['torch'], commit=info.get('commit', ''),
+                  date=info['started'][:10], note=note)
+        columns = 'seed epoch lr train_loss train_accuracy valid_loss valid_accuracy seconds'.split()
+        name = nm if data=='cifar10' else f'{nm}-{data}'
+        epochs[columns if timed else columns[:-1]].round(6).to_csv(folder/f'{name}.csv', index=False)

@@ -1,4 +1,4 @@
-"""Faster convolutions of small feature maps, and memory that is kept from step to step
+"""Packed convolutions of small feature maps, and malloc tuning
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/cpu.html.md"""
 
@@ -16,16 +16,17 @@ __all__ = ['PackedConv', 'MallocTuning']
 
 # %% ../nbs/09_cpu.ipynb #2954cf88
 def _pack(x, n=16):
-    "[N, C, h, w] to [N/n, C, h, n*(w+1)]: a column of zeros after each image, and images of zeros where N ends early"
+    "[N, C, h, w] to [N/n, C, h, n*(w+1)], a column of zeros after each image, and zeros for missing images at the end"
     x = F.pad(x.permute(0,2,3,1), (0,0,0,1,0,0,0,-len(x)%n))
     return x.unflatten(0, (-1,n)).transpose(1,2).flatten(2,3).permute(0,3,1,2)
 
 def _unpack(x, N, w, n=16):
-    "The N images of width w that `_pack` laid out"
+    "The N images of width w that `_pack` laid side by side"
     return x.permute(0,2,3,1).unflatten(2, (n,w+1))[...,:w,:].transpose(1,2).flatten(0,1)[:N].permute(0,3,1,2)
 
+# %% ../nbs/09_cpu.ipynb #de59144a
 class _PackedConvFunction(torch.autograd.Function):
-    "3x3 convolution, padding 1, of images side by side"
+    "3x3 convolution with padding 1 of packed images"
     @staticmethod
     def forward(ctx, x, weight):
         rows,ctx.shape = _pack(x),(len(x),x.shape[-1])
@@ -35,7 +36,8 @@ class _PackedConvFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         rows,weight = ctx.saved_tensors
-        gx,gw,_ = torch.ops.aten.convolution_backward(_pack(grad), rows, weight, None, [1,1], [1,1], [1,1], False, [0,0], 1, [*ctx.needs_input_grad,False])
+        args = None,[1,1],[1,1],[1,1],False,[0,0],1 # no bias, stride, padding, dilation, not transposed, ..., groups
+        gx,gw,_ = torch.ops.aten.convolution_backward(_pack(grad), rows, weight, *args, [*ctx.needs_input_grad,False])
         return None if gx is None else _unpack(gx, *ctx.shape),gw
 
 def _packed_forward(m, x):
@@ -45,11 +47,13 @@ def _packed_forward(m, x):
 
 def _can_pack(m):
     "Is a module a convolution that `_PackedConvFunction` computes, with torch's own forward pass?"
-    return (isinstance(m, nn.Conv2d) and 'forward' not in vars(m) and m.kernel_size==(3,3) and m.stride==m.dilation==m.padding==(1,1) and m.groups==1
-            and m.bias is None and m.padding_mode=='zeros' and min(m.in_channels,m.out_channels)>=64)
+    if not isinstance(m, nn.Conv2d) or 'forward' in vars(m): return False
+    if m.bias is not None or m.padding_mode!='zeros': return False
+    shape = m.kernel_size,m.stride,m.padding,m.dilation,m.groups
+    return shape==((3,3),(1,1),(1,1),(1,1),1) and min(m.in_channels,m.out_channels)>=64
 
 class PackedConv(FitCallback):
-    "On the CPU in half precision, lay images side by side for the 3x3 convolutions of maps up to 8x8: the same sums, faster"
+    "On a CPU in half precision, pack images for the 3x3 convolutions of feature maps up to 8x8: same sums, but faster"
     order,during,_convs = ChannelsLast.order+1,('fit','range_test','evaluation'),()
     def before_fit(self):
         self._convs = [m for m in self.model.modules() if _can_pack(m)]
@@ -60,16 +64,18 @@ class PackedConv(FitCallback):
         self._convs = ()
 
 # %% ../nbs/09_cpu.ipynb #1c52d824
+_malloc_options = dict(trim_threshold=-1, top_pad=-2, mmap_max=-4) # numbers in glibc's malloc.h
+
 def _mallopt(**options):
-    "Options of glibc's `malloc`; nothing elsewhere"
+    "Set options of glibc's `malloc`. Do nothing elsewhere"
     try: malloc = ctypes.CDLL(None)
     except (OSError,TypeError): return # Windows
     if not hasattr(malloc, 'mallopt') or not hasattr(malloc, 'gnu_get_libc_version'): return # macOS, musl
-    for k,v in options.items(): malloc.mallopt(dict(trim_threshold=-1, top_pad=-2, mmap_max=-4)[k], v)
+    for k,v in options.items(): malloc.mallopt(_malloc_options[k], v)
     if options['mmap_max']: malloc.malloc_trim(0)
 
 class MallocTuning(FitCallback):
-    "While it trains on a CPU, let the process keep the memory that a step has freed for the next one; after the fit, the system gets it back. Only under glibc"
+    "On a CPU with glibc, keep the memory that a training step frees for the next one, and return it after the fit"
     order,kept = -100,False # before anything is computed
     during = 'fit','range_test','evaluation'
     def before_fit(self):

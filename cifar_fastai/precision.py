@@ -1,4 +1,4 @@
-"""`to_fp16` and `to_bf16` on CUDA, on the CPU and on Apple's MPS, channels last included; memory, small maps, compilation
+"""`to_fp16` and `to_bf16` on CUDA, CPU and MPS; channels last, `torch.compile`, MFU and peak memory
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/precision.html.md"""
 
@@ -6,23 +6,25 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/precision.html.md"""
 
 # %% ../nbs/10_precision.ipynb #f14653d4
 from __future__ import annotations
-import time,warnings
+import contextlib,gc,time,warnings
 from contextlib import contextmanager
 from types import MethodType
 from fastai.vision.all import *
 from fastai.callback import fp16
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.channelslast import ChannelsLast
+from torch.utils.flop_counter import FlopCounterMode
 from .core import *
 from .callbacks import FitCallback
 from .cpu import *
 
 # %% auto #0
-__all__ = ['MixedPrecision', 'tuned_convolutions', 'Compile']
+__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'Compile', 'synchronize', 'matmul_peak', 'training_flops',
+           'PeakMemory']
 
 # %% ../nbs/10_precision.ipynb #6f5a9538
 class MixedPrecision(FitCallback, fp16.MixedPrecision):
-    "fastai's `MixedPrecision` on the device that the model is on. The gradient scaler works for fp16 alone: bf16 has fp32's range"
+    "fastai's `MixedPrecision` on the device of the model. Only fp16 needs scaled gradients: bf16 has the range of fp32"
     during,autocast,_is_open = ('fit','range_test','evaluation'),None,False
 
     def before_batch(self):
@@ -36,29 +38,33 @@ class MixedPrecision(FitCallback, fp16.MixedPrecision):
         if not self._is_open: return
         self._is_open = False
         self.autocast.__exit__(None, None, None)
-    before_epoch = after_cancel_batch = after_cancel_train = after_cancel_validate = after_cancel_epoch = after_cancel_fit = _close
+    before_epoch = after_cancel_batch = after_cancel_train = after_cancel_validate = after_cancel_epoch = _close
+    after_cancel_fit = _close
 
     def before_step(self):
-        "As fastai's, which besides reads the scale from the device at each step"
+        "As fastai's, which also reads the scale from the device at each step"
         self.skipped = True
         self.scaler.step(self)
         if self.skipped: raise CancelStepException()
 
+    @property
+    def _device_type(self): return next((p.device for p in self.model.parameters()), self.dls.device).type
+
     def region(self):
-        "A new autocast region, as in a fit, for what comes after it"
-        device = next((p.device for p in self.model.parameters()), self.dls.device).type
-        return torch.autocast(device, dtype=torch.bfloat16 if self.amp_mode==AMPMode.BF16 else torch.float16)
+        "Return a new autocast region, as in a fit, for what comes after it"
+        dtype = torch.bfloat16 if self.amp_mode==AMPMode.BF16 else torch.float16
+        return torch.autocast(self._device_type, dtype=dtype)
 
     def before_fit(self):
-        device = next((p.device for p in self.model.parameters()), self.dls.device).type
+        device = self._device_type
         if device=='cuda' and self.amp_mode==AMPMode.BF16 and not torch.cuda.is_bf16_supported():
-            raise ValueError('bf16: this GPU has no bfloat16. Use to_fp16()')
+            raise ValueError('bf16: this GPU does not support bfloat16. Use to_fp16()')
         self.kwargs['enabled'] = self.amp_mode==AMPMode.FP16
         self.autocast,self.learn.scaler,self.scales = self.region(),torch.amp.GradScaler(device, **self.kwargs),L()
 
     @contextmanager
     def aside(self):
-        "An evaluation within a batch of the fit has an autocast region of its own"
+        "Give an evaluation within a batch of the fit an autocast region of its own"
         was = self.autocast,self._is_open
         self.autocast,self._is_open = self.region(),False
         try: yield
@@ -71,10 +77,54 @@ class MixedPrecision(FitCallback, fp16.MixedPrecision):
         self._close()
         super().after_fit()
 
+def autocast_of(
+    learn:Learner # Any learner
+): # Context manager
+    "Return an autocast region of a learner's precision, for a forward pass outside a fit"
+    return getattr(getattr(learn, 'mixed_precision', None), 'region', contextlib.nullcontext)()
+
+# %% ../nbs/10_precision.ipynb #e3cd41f6
+_precision_cbs = [fp16.MixedPrecision, ChannelsLast, PackedConv]
+
+def _on_cpu(learn): return torch.device(getattr(learn.dls, 'device', None) or 'cpu').type=='cpu'
+
+def _mixed(learn, mode, channels_last, **kwargs):
+    learn.remove_cbs(_precision_cbs)
+    learn.add_cb(MixedPrecision(mode, **kwargs))
+    if channels_last: learn.add_cb(ChannelsLast())
+    if channels_last and _on_cpu(learn): learn.add_cb(PackedConv())
+    return learn
+
+@patch
+def to_fp16(self:Learner,
+    channels_last:bool=True, # Use the channels-last memory format?
+    **kwargs # For `torch.amp.GradScaler`
+) -> Learner:
+    "Train in fp16 mixed precision with a gradient scaler. On a CPU, which emulates fp16, warn and use bf16 or fp32"
+    if not _on_cpu(self): return _mixed(self, AMPMode.FP16, channels_last, **kwargs)
+    name = 'bf16' if cpu_has_bf16() else 'fp32'
+    warnings.warn(f'to_fp16: a step in fp16 takes minutes on a CPU, so this learner trains in {name}. Use to_{name}()',
+                  stacklevel=2)
+    return self.to_bf16(channels_last) if name=='bf16' else self.to_fp32()
+
+@patch
+def to_bf16(self:Learner,
+    channels_last:bool=True # Use the channels-last memory format?
+) -> Learner:
+    "Train in bf16 mixed precision on the learner's device"
+    return _mixed(self, AMPMode.BF16, channels_last)
+
+@patch
+def to_fp32(self:Learner) -> Learner:
+    "Train in single precision and in fastai's default memory format"
+    self.remove_cbs(_precision_cbs)
+    self.model.to(memory_format=torch.contiguous_format)
+    return self
+
 # %% ../nbs/10_precision.ipynb #fcb6aa79
 @contextmanager
 def tuned_convolutions():
-    "Let cuDNN choose its algorithms by trying"
+    "Let cuDNN time its algorithms and choose the fastest, unless it must be deterministic"
     was = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
     try: yield
@@ -87,7 +137,7 @@ def _forward_and_loss(model, loss_func, xb, yb):
     return pred,loss_func(pred.float(), *yb)
 
 def _torch_loss(loss_func):
-    "The torch loss of a classifier's loss function; None if it is another, which then runs eagerly"
+    "The torch loss of a classifier's loss function; None for any other, which runs eagerly"
     if type(loss_func) is CrossEntropyLossFlat: return loss_func.func # fastai's wrapper makes tensors of a subclass
     return loss_func if isinstance(loss_func, nn.Module) else None
 
@@ -102,7 +152,7 @@ class Compile(FitCallback):
 
     def before_fit(self):
         import torch._dynamo as dynamo
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64) # all networks share one limit
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64) # all models share one limit
         self._compiled = torch.compile(_forward_and_loss, **self.kwargs)
 
     def before_batch(self):
@@ -134,38 +184,73 @@ class Compile(FitCallback):
         if vars(self).get('_loss') is not None: self.after_loss()
         self._compiled = None
 
-# %% ../nbs/10_precision.ipynb #e3cd41f6
-def _on_cpu(learn): return torch.device(getattr(learn.dls, 'device', None) or 'cpu').type=='cpu'
+# %% ../nbs/10_precision.ipynb #a8719fc2
+def synchronize(
+    device=None # A `torch.device` or its name; None is the CPU
+):
+    "Wait until a device has finished, so that a clock can be read"
+    device = torch.device(device or 'cpu')
+    if device.type=='cuda': torch.cuda.synchronize(device)
+    elif device.type=='mps': torch.mps.synchronize()
 
-def _mixed(learn, mode, channels_last, **kwargs):
-    learn.remove_cbs([fp16.MixedPrecision, ChannelsLast, PackedConv])
-    learn.add_cb(MixedPrecision(mode, **kwargs))
-    if channels_last: learn.add_cb(ChannelsLast())
-    if channels_last and _on_cpu(learn): learn.add_cb(PackedConv())
-    return learn
+def matmul_peak(
+    device=None, # None is fastai's default
+    precision:str='fp32', # 'fp16', 'bf16' or 'fp32'; fp32 is TF32 on CUDA, as it is for torch's convolutions
+    n:int|None=None, # Side of the matrices; None is 8192 on CUDA, 2048 elsewhere
+    rounds:int=10 # Number of products, of which the fastest counts
+) -> float: # FLOP/s; a multiplication and an addition are two operations
+    "Measure the floating-point operations per second of a large matrix product"
+    device = torch.device(device or default_device())
+    dtype = look_up('precision', precision, dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32))
+    n = n or (8192 if device.type=='cuda' else 2048)
+    a,b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    def seconds():
+        synchronize(device)
+        start = time.perf_counter()
+        a@b
+        synchronize(device)
+        return time.perf_counter()-start
+    was = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        seconds() # warm-up
+        return 2*n**3/min(seconds() for _ in range(rounds))
+    finally: torch.backends.cuda.matmul.allow_tf32 = was
 
-@patch
-def to_fp16(self:Learner,
-    channels_last:bool=True, # Keep weights and activations with the channels last in memory?
-    **kwargs # For `torch.amp.GradScaler`
-) -> Learner:
-    "Train in float16 mixed precision on the learner's own device, with a gradient scaler. On a CPU, which emulates float16, in bfloat16 or float32"
-    if _on_cpu(self):
-        name = 'bf16' if cpu_has_bf16() else 'fp32'
-        warnings.warn(f'to_fp16: fp16 on a CPU takes minutes a step, so this learner trains in {name}. Use to_{name}() there', stacklevel=2)
-        return self.to_bf16(channels_last) if name=='bf16' else self.to_fp32()
-    return _mixed(self, AMPMode.FP16, channels_last, **kwargs)
+def training_flops(
+    model:nn.Module, # Any model of images; it is not changed
+    size:int=32, # Side of an image
+    n_in:int=3 # Channels of an image
+) -> float: # Per image; a multiplication and an addition are two operations
+    "Count the floating-point operations of a training step, forward and backward, in convolutions and matrix products"
+    model = deepcopy(model).cpu().float().train()
+    with FlopCounterMode(display=False) as c: model(torch.randn(2, n_in, size, size)).sum().backward()
+    return c.get_total_flops()/2
 
-@patch
-def to_bf16(self:Learner,
-    channels_last:bool=True # Keep weights and activations with the channels last in memory?
-) -> Learner:
-    "Train in bfloat16 mixed precision on the learner's own device"
-    return _mixed(self, AMPMode.BF16, channels_last)
+# %% ../nbs/10_precision.ipynb #5e80ff45
+def _peak_rss():
+    "Peak resident memory of this process in MB; NaN on Windows"
+    with contextlib.suppress(OSError,TypeError): # Linux
+        return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/1024
+    try: import resource # macOS
+    except ImportError: return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
 
-@patch
-def to_fp32(self:Learner) -> Learner:
-    "Back to single precision and fastai's default memory format"
-    self.remove_cbs([fp16.MixedPrecision, ChannelsLast, PackedConv])
-    self.model.to(memory_format=torch.contiguous_format)
-    return self
+class PeakMemory:
+    "Context manager: `mb` is the peak of the memory allocated by torch on CUDA, else of the process's resident memory"
+    def __init__(self,
+        device=None # None is fastai's default
+    ): self.device = torch.device(device or default_device())
+
+    def __enter__(self):
+        gc.collect() # earlier learners may still hold their images
+        if self.device.type=='cuda':
+            torch.cuda.init()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with contextlib.suppress(OSError): Path('/proc/self/clear_refs').write_text('5') # Linux: resets the peak
+        return self
+
+    def __exit__(self, *args):
+        if self.device.type=='cuda': self.mb = torch.cuda.max_memory_allocated(self.device)/2**20
+        else: self.mb = _peak_rss()
