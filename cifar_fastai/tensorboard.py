@@ -1,4 +1,4 @@
-"""Log a training to TensorBoard: scalars, images, the graph and hyperparameters
+"""Log a training to TensorBoard: scalars, images, the graph, hyperparameters and range tests
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/tensorboard.html.md"""
 
@@ -6,47 +6,51 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/tensorboard.html.md"""
 
 # %% ../nbs/16_tensorboard.ipynb #84a6b563
 from __future__ import annotations
-import contextlib,time,warnings
-from dataclasses import asdict
+import io,tempfile,time,warnings
+from contextlib import redirect_stdout
 from fastai.vision.all import *
 from torchvision.utils import make_grid
 from .core import *
 from .callbacks import *
 from .models import inference_copy
-from .precision import *
 from .recipe import *
 from .interpret import *
+from .checkpoint import epoch_metrics
 
 # %% auto #0
 __all__ = ['TensorBoardLog']
 
 # %% ../nbs/16_tensorboard.ipynb #4cdaec56
 class TensorBoardLog(FitCallback):
-    "Scalars by step and by epoch, pictures, the graph, hyperparameters and range tests, for TensorBoard"
+    "Log scalars by step and by epoch, images, the graph, hyperparameters and range tests for TensorBoard"
     order,run_valid,during = History.order+2,False,('fit','range_test')
     def __init__(self,
-        log_dir, # Folder of the event files, made if it does not exist
+        log_dir, # Folder of the event files, created if missing
         hparams=None, # Hyperparameters: a `Recipe`, or a dict
-        n_images:int=25 # Images in a picture; 0 draws none
+        n_images:int=25 # Number of images in a grid; 0 for none
     ):
         log_dir = Path(log_dir).expanduser()
         store_attr()
-        self.writer,self.n_steps,self.n_epochs,self._steps,self._xb,self._pictures,self._end,self._new,self._void = None,0,0,[],None,False,None,False,False
+        self.writer = self._xb = self._hparams_end = None
+        self.n_steps,self.n_epochs,self._steps = 0,0,[]
+        self._is_new = self._purge = self._has_images = False
 
     def open(self):
-        "Start an event file. Raises `OSError` if the folder cannot be written"
+        "Start an event file. Raise `OSError` if the folder cannot be written"
         from torch.utils.tensorboard import SummaryWriter
         try:
-            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.log_dir).close() # the writer itself would fail later, in a thread
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.log_dir).close() # the writer would fail later, in a thread
         except OSError as e:
-            raise OSError(f'TensorBoardLog: cannot write to the folder {self.log_dir} ({e.strerror}). Choose another log_dir') from e
-        before = getattr(getattr(self, 'history', None), 'rows', [])
-        if before and not self.n_steps: self.n_steps,self._void = len(before)*len(self.dls.train),True # resumed in another process
-        stamps = [int(o.name.split('.')[3]) for o in Path(self.log_dir).glob('events.out.tfevents.*')]
-        if self._void and stamps: time.sleep(min(max(0, max(stamps)+1-time.time()), 1)) # files are read in the order of the second in their name
-        self.writer = SummaryWriter(self.log_dir, purge_step=self.n_steps+1 if self._void else None) # what was written after those steps is void
-        self._new,self._void = True,False
+            raise OSError(f'TensorBoardLog: {self.log_dir} cannot be written ({e.strerror}); '
+                          'choose another log_dir') from e
+        rows = getattr(getattr(self.learn, 'history', None), 'rows', [])
+        if rows and not self.n_steps: self.n_steps,self._purge = len(rows)*len(self.dls.train),True # resumed
+        if self._purge: # files are read in the order of the seconds in their names
+            stamps = [int(o.name.split('.')[3]) for o in self.log_dir.glob('events.out.tfevents.*')]
+            time.sleep(min(max(0, max(stamps, default=0)+1-time.time()), 1))
+        self.writer = SummaryWriter(self.log_dir, purge_step=self.n_steps+1 if self._purge else None)
+        self._is_new,self._purge = True,False
 
     def close(self):
         "Write the steps of an unfinished epoch and close the file"
@@ -59,29 +63,29 @@ class TensorBoardLog(FitCallback):
     def cleanup(self): self.close()
 
     def before_train(self):
-        if self.writer and self._void: self.writer.close(); self.writer = None
+        if self.writer and self._purge:
+            self.writer.close()
+            self.writer = None
         if not self.writer: self.open()
 
     def state_dict(self): return dict(n_steps=self.n_steps, n_epochs=self.n_epochs, steps=self._steps)
     def load_state_dict(self, state):
-        self.n_steps,self.n_epochs,self._steps = (state[k] for k in ('n_steps','n_epochs','steps'))
-        self._void = not (self.writer and self._new)
+        self.n_steps,self.n_epochs,self._steps = state['n_steps'],state['n_epochs'],state['steps']
+        self._purge = not (self.writer and self._is_new) # later steps may have been written
 
     def after_batch(self):
         if self.in_range_test: return
         if self._xb is None: self._xb = self.xb
-        hypers,l1 = self.opt.hypers[-1],getattr(self.learn, 'l1_penalty', None)
+        hypers = self.opt.hypers[-1]
         step = dict(loss=self.loss.detach().mean(), lr=hypers['lr'])
         if 'mom' in hypers: step['momentum'] = hypers['mom']
-        if l1: step['l1_penalty'] = l1.value.detach()
+        if hasattr(self.learn, 'l1_penalty'): step['l1_penalty'] = self.learn.l1_penalty.value.detach()
         self._steps.append(step)
 
     def after_epoch(self):
         if not self._steps: return
         self._write_steps()
-        names = [o if o.startswith(('train_','valid_')) else f'valid_{o}' for o in self.recorder.metric_names[1:]]
-        row = dict(zip(names, self.recorder.values[-1]))
-        if hasattr(self.learn, 'history'): row.update(self.history.rows[-1])
+        row = epoch_metrics(self.learn)
         self.n_epochs = row.pop('epoch', self.n_epochs+1)
         row = {f'epoch/{k}': v for k,v in row.items() if isinstance(v, Number)}
         for k,v in row.items(): self.writer.add_scalar(k, v, self.n_epochs)
@@ -90,39 +94,32 @@ class TensorBoardLog(FitCallback):
 
     def after_fit(self):
         if not self.writer: return
-        if self.in_range_test: self.log_range_test(self.recorder.lrs, self.recorder.losses)
-        elif self._pictures and num_distrib()<2: self._try(self._misclassified)
-        if self._end: self.writer.file_writer.add_summary(self._end)
-        self.close()
-
-    def log_range_test(self,
-        lrs, # Learning rate of each step
-        losses # Loss of each step
-    ):
-        "Write a learning-rate range test. `lr_find` of a learner with this callback does so by itself"
-        if rank_distrib(): return
-        if not self.writer: self.open()
-        for i,(lr,loss) in enumerate(zip(lrs, losses), 1):
-            for k,v in dict(lr=lr, loss=loss).items(): self.writer.add_scalar(f'range_test/{k}', float(v), i)
+        if self.in_range_test:
+            for i,(lr,loss) in enumerate(zip(self.recorder.lrs, self.recorder.losses), 1):
+                self.writer.add_scalar('range_test/lr', float(lr), i)
+                self.writer.add_scalar('range_test/loss', float(loss), i)
+        elif self._has_images and num_distrib()<2: self._try(self._misclassified)
+        if self._hparams_end: self.writer.file_writer.add_summary(self._hparams_end)
         self.close()
 
     def _write_steps(self):
-        if self._steps: self._new = False
+        if self._steps: self._is_new = False
         for step in self._steps:
             self.n_steps += 1
             for k,v in step.items(): self.writer.add_scalar(f'train/{k}', float(v), self.n_steps)
         self._steps = []
 
     def _write_once(self, metrics):
+        "Write the first batch, the graph and the hyperparameters, beside which TensorBoard shows `metrics`"
         from torch.utils.tensorboard import summary
         xb,self._xb = self._xb,()
-        self._pictures = self.n_images>0 and xb[0].ndim==4 and xb[0].shape[1] in (1,3)
-        if self._pictures: self._try(self._first_batch, xb[0])
+        self._has_images = self.n_images>0 and xb[0].ndim==4 and xb[0].shape[1] in (1,3)
+        if self._has_images: self._try(self._first_batch, xb[0])
         self._try(self._graph, xb)
         if self.hparams is None: return
         values = dict(self.hparams.rows()) if isinstance(self.hparams, Recipe) else self.hparams
         values = {k: v if isinstance(v, (int,float,str)) else str(v) for k,v in values.items()}
-        *start,self._end = summary.hparams(values, dict.fromkeys(metrics)) # `add_hparams` would make another run of it
+        *start,self._hparams_end = summary.hparams(values, dict.fromkeys(metrics)) # `add_hparams` starts another run
         for o in start: self.writer.file_writer.add_summary(o)
 
     def _try(self, f, *args):
@@ -130,10 +127,11 @@ class TensorBoardLog(FitCallback):
         except Exception as e: warnings.warn(f"TensorBoardLog: no {f.__name__[1:].replace('_',' ')}: {e}")
 
     def _first_batch(self, x):
-        x = TensorImage(x[:self.n_images].detach().cpu()) # in training it is a plain tensor, which `Normalize` would not decode
+        x = TensorImage(x[:self.n_images].detach().cpu()) # the type that `Normalize` decodes
         for t in getattr(self.dls.train.after_batch, 'fs', []):
             if isinstance(t, Normalize): x = t.decode(x)
-        self.writer.add_image('images/train', make_grid(x.float().clamp(0,1), nrow=math.ceil(len(x)**.5), pad_value=1), self.n_steps)
+        grid = make_grid(x.float().clamp(0,1), nrow=math.ceil(len(x)**.5), pad_value=1)
+        self.writer.add_image('images/train', grid, self.n_steps)
 
     def _graph(self, xb):
         xb = tuple(to_float(x[:1].detach().cpu().as_subclass(Tensor)) for x in xb)
@@ -142,5 +140,4 @@ class TensorBoardLog(FitCallback):
             self.writer.add_graph(inference_copy(self.model), xb)
 
     def _misclassified(self):
-        fig = plot_misclassified(self.learn, n=self.n_images)
-        self.writer.add_figure('images/misclassified', fig, self.n_steps)
+        self.writer.add_figure('images/misclassified', plot_misclassified(self.learn, n=self.n_images), self.n_steps)
