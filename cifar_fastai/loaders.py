@@ -1,4 +1,4 @@
-"""`image_dls`: a fastai `DataBlock` over a folder of small images, fed image by image or from the device's own memory
+"""`image_dls`: a folder of small images as fastai `DataLoaders`, read by worker processes or indexed on the device
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/loaders.html.md"""
 
@@ -17,30 +17,31 @@ __all__ = ['SeededDL', 'ResidentDL', 'stratified_split', 'image_block', 'image_d
 
 # %% ../nbs/04_loaders.ipynb #28589151
 class SeededDL(TfmdDL):
-    "A `TfmdDL` whose order and augmentation are functions of `seed` and of `epoch`, the number of epochs that it has started"
-    rank,world_size = 0,1 # number of this process, and of all that share each batch
+    "A `TfmdDL` whose order and augmentation depend only on `seed` and on `epoch`, the number of epochs started so far"
+    rank,world_size = 0,1 # of the processes that share each batch
     def __init__(self,
         dataset, # fastai `Datasets` or anything with a length and an index
         bs:int=64, # Batch size
-        seed:int|None=None, # The same seed repeats; None draws one from torch's random state
-        **kwargs
+        seed:int|None=None, # Of order and augmentation; None draws one from torch's RNG state
+        **kwargs # For `TfmdDL`
     ):
         state = random.getstate()
         super().__init__(dataset, bs=bs, **kwargs) # draws a seed for an order that is not used
         random.setstate(state)
-        self.seed,self.epoch,self.now,self._looks = int(torch.randint(2**31, ()) if seed is None else seed),0,0,0
+        self.seed = int(torch.randint(2**31, ()) if seed is None else seed)
+        self.epoch = self.now = self._looks = 0
 
     def before_iter(self):
         super().before_iter()
         self.now = self.epoch
         split_idx = getattr(self.dataset, 'split_idx', None)
-        for tfm in [*self.after_item.fs, *self.after_batch.fs]:
-            runs_here = getattr(tfm, 'split_idx', None) in (None,split_idx) # loaders of one `DataLoaders` share transforms
+        for tfm in [*self.after_item.fs, *self.after_batch.fs]: # the loaders of a `DataLoaders` share transforms
+            runs_here = getattr(tfm, 'split_idx', None) in (None,split_idx)
             if runs_here and hasattr(tfm, 'start_epoch'): tfm.start_epoch(self.now, self.n)
         if self.shuffle: self.epoch += 1
 
     def order(self) -> Tensor: # int64 [n]
-        "Indices of this process's images, in the order of the epoch"
+        "Return the indices of this rank's images, in the order of the epoch"
         g = torch.Generator().manual_seed(derive_seed(self.seed, self.now))
         idxs = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
         if self.world_size==1: return idxs
@@ -51,88 +52,92 @@ class SeededDL(TfmdDL):
     def get_idxs(self): return self.order().tolist() if self.indexed else super().get_idxs()
 
     def shard(self,
-        rank:int=0, # Number of this process, from 0
+        rank:int=0, # Rank of this process
         world_size:int=1 # Number of processes
     ) -> SeededDL: # The same loader
-        "From here on give only this process's share of each batch: every `world_size`-th image from number `rank` on. Raises `ValueError` if a process would be left without"
+        "Load only every `world_size`-th image of each batch. Raise `ValueError` if a batch cannot be split"
         bs = self.bs*self.world_size # of all processes together
         last = 0 if self.drop_last else self.n%bs
-        if bs%world_size: raise ValueError(f'batches of {bs} cannot be shared by {world_size} processes evenly. Choose a multiple of {world_size}')
-        if 0<last<world_size: raise ValueError(f'{self.n:,} images in batches of {bs} leave {last} for the last one, too few for {world_size} processes. Choose another batch size')
+        if bs%world_size: raise ValueError(f'bs={bs}: choose a multiple of the number of processes, {world_size}')
+        if 0<last<world_size:
+            raise ValueError(f'bs={bs}: the last batch has {last} images for {world_size} processes, change bs')
         self.bs,self.rank,self.world_size = bs//world_size,rank,world_size
         return self
 
     def batch_size(self,
-        i:int # Number of the batch, from 0
-    ) -> int:
-        "Images in a batch, of all processes together"
-        return min(self.bs*self.world_size, self.n-i*self.bs*self.world_size)
+        i:int # Index of the batch
+    ) -> int: # Images in the batch, of all ranks together
+        "Return the size of a batch"
+        bs = self.bs*self.world_size
+        return min(bs, self.n-i*bs)
 
     def __len__(self):
         n,bs = self.n,self.bs*self.world_size
         return n//bs if self.drop_last else math.ceil(n/bs)
 
-    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # no process waits here for another
+    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # processes do not wait here
 
     def one_batch(self):
-        epoch,self.epoch,self._looks = self.epoch,2**31+self._looks,self._looks+1
+        epoch,self.epoch = self.epoch,2**31+self._looks
+        self._looks += 1
         try: return super().one_batch()
         finally: self.epoch = epoch
 
     def new(self, dataset=None, cls=None, **kwargs):
         res = super().new(dataset, cls, **{'seed':self.seed, 'bs':self.bs*self.world_size, **kwargs})
-        self._looks += 1 # a copy looks at something new, as test-time augmentation does again and again
+        self._looks += 1 # each copy gets other augmentations, as test-time augmentation needs
         res.epoch,res._looks = 2**31+self._looks,self._looks*1000
         return res
 
 # %% ../nbs/04_loaders.ipynb #329770dd
 class _RGBImage:
-    "For an `ImageBlock`: decodes images by `read_image` to a `PILImage` of 8-bit RGB"
+    "Decode images by `read_image` to a `PILImage` of 8-bit RGB, for an `ImageBlock`"
     @staticmethod
     def create(fn:(Path,str,bytes,Tensor,np.ndarray,Image.Image)): return PILImage(Image.fromarray(read_image(fn)))
 
 class _ToSize(Transform):
-    "Item transform: a picture of any mode and size as 8-bit RGB of `size` x `size` pixels"
+    "Convert a picture of any mode and size to 8-bit RGB of `size` x `size` pixels"
     order = 0 # before augmentation
-    def __init__(self, size:int): self.size = size # Side in pixels
+    def __init__(self, size:int): self.size = size
     def encodes(self, x:PILImage): return PILImage(Image.fromarray(read_image(x, self.size)))
 
-def _labels(files): return [os.path.basename(os.path.dirname(str(o))) for o in files] # `parent_label`, but quick for 50,000
+def _labels(files): return [os.path.basename(os.path.dirname(str(o))) for o in files] # a fast `parent_label`
 
 class ResidentDL(SeededDL):
-    "A `SeededDL` that holds all its images as uint8 on the device and indexes them batch by batch"
+    "A `SeededDL` that holds its images as uint8 on the device and indexes them batch by batch"
     def __init__(self,
-        dataset, # fastai `Datasets` of image files and, but for prediction, their classes
-        images:Images|None=None, # Decoded pixels; what is not among them is opened here
+        dataset, # fastai `Datasets` of image files and, except for prediction, their classes
+        images:Images|None=None, # Decoded pixels; files that are not among them are opened here
         size:int|None=None, # Side in pixels; None is that of `images`
         bs:int=64, # Batch size
-        **kwargs
+        **kwargs # For `SeededDL`
     ):
-        kwargs['num_workers'] = 0 # no workers: there is nothing left for them to do
+        kwargs['num_workers'] = 0 # workers would have nothing to do
         super().__init__(dataset, bs=bs, **kwargs)
         self.images,self.size = images,size or images.size
         self.x = self.y = self._on = None
 
     def _load(self):
-        "Pixels and labels of this loader's items, on its device"
+        "Load pixels and labels of the items to the device"
         items = list(getattr(self.dataset, 'items', []))
         if not items: raise DataError('no images to load: the list of files is empty')
         rows = self.images.rows(items) if self.images is not None else None
-        if rows is None: x = torch.from_numpy(np.stack([read_image(o, self.size) for o in items]))
-        elif rows==list(range(rows[0], rows[0]+len(rows))): x = torch.from_numpy(self.images.pixels[rows[0]:rows[0]+len(rows)])
-        else: x = torch.from_numpy(self.images.pixels[rows])
-        self.x = x.to(self.device)
-        if len(self.dataset.tls)>1:
-            o2i,labels = self.dataset.tls[1].vocab.o2i,_labels(items)
-            if lost := set(labels)-set(o2i): raise DataError(f'class {sorted(lost)[0]!r} is not one of those trained on: {", ".join(o2i)}')
-            self.y = tensor([o2i[o] for o in labels]).to(self.device)
+        if rows is None: pixels = np.stack([read_image(o, self.size) for o in items])
+        elif rows==list(range(rows[0], rows[-1]+1)): pixels = self.images.pixels[rows[0]:rows[-1]+1] # without a copy
+        else: pixels = self.images.pixels[rows]
+        self.x = torch.from_numpy(pixels).to(self.device)
+        if len(self.dataset.tls)<2: return
+        o2i,labels = self.dataset.tls[1].vocab.o2i,_labels(items)
+        if unknown := sorted(set(labels)-set(o2i)):
+            raise DataError(f'class {unknown[0]!r} is not one of those trained on: {", ".join(o2i)}')
+        self.y = tensor([o2i[o] for o in labels]).to(self.device)
 
     def __iter__(self):
         self.before_iter()
         if self.x is None or self._on!=self.device:
             self._load()
             self._on = self.device
-        own_order = getattr(self.get_idxs, '__func__', None) is SeededDL.get_idxs
+        own_order = getattr(self.get_idxs, '__func__', None) is SeededDL.get_idxs # `get_preds` replaces it
         idxs = self.order() if own_order else torch.tensor(list(self.get_idxs()))
         if self.drop_last: idxs = idxs[:len(idxs)//self.bs*self.bs]
         for i in idxs.to(self.x.device).split(self.bs*self._n_at_once()):
@@ -142,109 +147,127 @@ class ResidentDL(SeededDL):
         self.after_iter()
 
     def _n_at_once(self):
-        "Number of batches to transform together: on an accelerator as many as fit into 256 MB, if each image is transformed by itself"
+        "Return the number of batches to transform together: on an accelerator, if images are independent, up to 256 MB"
         by_image = all(isinstance(o, (BatchAugment,IntToFloatTensor,Normalize)) for o in self.after_batch.fs)
         if self.device.type=='cpu' or not by_image: return 1
         return max(1, 2**26//(self.bs*self.x[0].numel()))
 
     def new(self, dataset=None, cls=None, **kwargs):
-        images = self.images if dataset is None or len(getattr(dataset,'items',[])) else None # an exported learner takes no pixels along
+        has_items = dataset is None or len(getattr(dataset, 'items', []))
+        images = self.images if has_items else None # an exported learner has no pixels
         res = super().new(dataset, cls, **{'images':images, 'size':self.size, **kwargs})
-        if dataset is None and type(res) is type(self) and res.images is images and res.size==self.size: res.x,res.y,res._on = self.x,self.y,self._on # they are on the device already
+        same_images = dataset is None and res.images is images and res.size==self.size
+        if same_images and type(res) is type(self): res.x,res.y,res._on = self.x,self.y,self._on
         return res
 
 # %% ../nbs/04_loaders.ipynb #218ac461
 def stratified_split(
     labels, # Label of each item
-    share:float, # Share to hold out, above 0 and below 1
+    share:float, # Fraction to hold out, above 0 and below 1
     seed:int=0 # The same seed holds out the same items
-) -> tuple: # Indices kept and held out
-    "Split off the same share of each class, at least one item and never all"
+) -> tuple: # Sorted indices of the items that are kept, and of those held out
+    "Hold out the same fraction of each class, at least one item and never all. Raise `DataError` for a single item"
     labels,held = np.asarray(labels),[]
     for i,c in enumerate(np.unique(labels)):
         idx = np.where(labels==c)[0]
-        if len(idx)<2: raise DataError(f'class {str(c)!r} has one image, so that none can be held out for validation; add images of this class')
+        if len(idx)<2: raise DataError(f'class {str(c)!r} has one image, none can be held out; add images')
         n = min(max(1, round(share*len(idx))), len(idx)-1)
         held += np.random.default_rng(derive_seed(seed,i)).permutation(idx)[:n].tolist()
     return sorted(set(range(len(labels)))-set(held)),sorted(held)
 
 # %% ../nbs/04_loaders.ipynb #7237b4a9
 def image_block(
-    classes:list, # Class names in the order of their numbers
+    classes:list, # Class names in the order of their indices
     files, # Image files: `<path>/<train or test>/<class>/<name>`
-    splitter=None, # From items to indices of train and valid; None splits by folder, `train` and `test`
+    splitter=None, # From items to indices of training and validation set; None splits by the folders `train` and `test`
     item_tfms=None, # Item transforms
     batch_tfms=None, # Batch transforms
     dl_type=SeededDL # Type of the loaders
 ) -> DataBlock:
-    "The `DataBlock` behind `image_dls`, for those who want to change it"
-    return DataBlock(blocks=(ImageBlock(_RGBImage),CategoryBlock(vocab=classes)), get_items=lambda path: files, get_y=parent_label,
-                     splitter=splitter or GrandparentSplitter('train','test'), item_tfms=item_tfms, batch_tfms=batch_tfms, dl_type=dl_type)
+    "Return the `DataBlock` of `image_dls`"
+    if splitter is None: splitter = GrandparentSplitter('train','test')
+    blocks = ImageBlock(_RGBImage),CategoryBlock(vocab=classes)
+    return DataBlock(blocks=blocks, dl_type=dl_type, get_items=lambda path: files, get_y=parent_label,
+                     splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
+
+def _check_image_dls(policy, bs, valid, engine):
+    if isinstance(policy, str) and policy not in policies:
+        raise ValueError(f'policy={policy!r}: expected one of {", ".join(policies)}')
+    if engine not in ('batch','item'): raise ValueError(f"engine={engine!r}: expected 'batch' or 'item'")
+    if valid not in ('test','valid','val') and not (isinstance(valid, float) and 0<valid<1):
+        raise ValueError(f"valid={valid!r}: expected 'test', 'valid', 'val' or a fraction such as 0.1")
+    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected an integer of at least 1')
 
 def image_dls(
-    path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`; for a fraction, `<class>/` will do
+    path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`; or `<class>/` for a fraction
     policy:Policy|str|None=None, # Augmentation of the training set, or its name in `policies`; None does nothing
-    bs:int=512, # Batch size. The default becomes the number of training images if that is smaller; other values are refused then
-    valid:str|float='test', # 'test': the folder `test`, or else `valid` or `val`; 'valid' or 'val': this folder; or the fraction of the training set to hold out, such as 0.1
+    bs:int=512, # Batch size. The default is lowered to the number of training images, other values raise an error
+    valid:str|float='test', # Folder: 'test' (or else `valid`, `val`), 'valid' or 'val'; or the fraction to hold out
     engine:str='batch', # 'batch': images resident on the device; 'item': albumentations in worker processes
     device=None, # Device of the batches; None is fastai's default
-    seed:int|None=None, # Of order, augmentation and held-out part; None draws one from torch's random state
-    size:int|None=None, # Side in pixels; None takes the usual one of the folder, from 32 to 96
+    seed:int|None=None, # Of order, augmentation and split; None draws one from torch's RNG state
+    size:int|None=None, # Side in pixels; None takes the most common one of the folder, from 32 to 96
     drop_last:bool=False, # Drop a last batch that is not full?
     num_workers:int|None=None, # Worker processes of the item engine; None is fastai's default
     cache:bool=True, # Keep decoded pixels in `<path>/.pixels/`?
-    stats:tuple|None=None # Mean and standard deviation of each channel, of pixels 0..1; None takes those of the training set
+    stats:tuple|None=None # Mean and standard deviation of each channel, for pixels 0..1; None computes them
 ) -> DataLoaders: # Normalised by `stats`
-    "A folder of small images as `DataLoaders`. Raises `DataError` that names the file or folder at fault"
-    if isinstance(policy, str):
-        if policy not in policies: raise ValueError(f'policy={policy!r}: expected one of {", ".join(policies)}')
-        policy = policies[policy]
-    if engine not in ('batch','item'): raise ValueError(f"engine={engine!r}: expected 'batch' or 'item'")
-    from_folder = valid in ('test','valid','val')
-    if not from_folder and not (isinstance(valid, float) and 0<valid<1): raise ValueError(f"valid={valid!r}: expected 'test', 'valid', 'val' or a fraction such as 0.1")
-    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected a whole number, at least 1')
-    if num_distrib()>1: # torchrun and accelerate launch say which GPU is whose
-        if seed is None: raise ValueError('image_dls: several processes need the same order of images. Give them a seed')
-        if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0))%torch.cuda.device_count())
-    policy,seed = policy or Policy(),int(torch.randint(2**31, ()) if seed is None else seed)
+    "Return a folder of small images as `DataLoaders`. Raise `DataError` with the invalid file or folder"
+    _check_image_dls(policy, bs, valid, engine)
+    if num_distrib()>1: # by torchrun or accelerate launch
+        if seed is None: raise ValueError('image_dls: several processes need the same order of images, set seed')
+        rank = int(os.environ.get('LOCAL_RANK', 0))
+        if torch.cuda.is_available(): torch.cuda.set_device(rank%torch.cuda.device_count())
+    policy = policies[policy] if isinstance(policy, str) else policy or Policy()
+    seed = int(torch.randint(2**31, ()) if seed is None else seed)
+
+    from_folder = isinstance(valid, str)
     images = find_images(path, test=valid if valid in ('valid','val') else from_folder)
-    decoded,paths,n_test = load_images(images, size, cache),images.paths,len(images.split('test')) # test images come first
-    if from_folder: splits = list(range(n_test,len(images))),list(range(n_test))
-    else:
-        splits = stratified_split(_labels(images.files[n_test:]), valid, seed)
-        paths = paths[n_test:]
+    decoded,paths = load_images(images, size, cache),images.paths
+    n_test = len(images.split('test')) # test images come first
+    if from_folder: splits = list(range(n_test, len(images))),list(range(n_test))
+    else: splits = stratified_split(_labels(images.files[n_test:]), valid, seed)
+    train = np.array(splits[0])
+    if not from_folder: paths,train = paths[n_test:],train+n_test
     if bs>len(splits[0]):
-        if bs!=512: raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}. Choose a smaller batch size')
-        bs = len(splits[0]) # of the default
-    mean,std = stats or decoded.stats(np.array(splits[0]) + (0 if from_folder else n_test))
+        if bs!=512: raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}')
+        bs = len(splits[0])
+    mean,std = stats or decoded.stats(train)
+
     batch_tfms = [Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)]
     kw = dict(bs=bs, drop_last=drop_last, device=torch.device(device) if device else default_device(), seed=seed)
     if engine=='batch':
-        block = image_block(images.classes, paths, lambda o: splits, None, policy.batch_tfms(mean,std,seed)+batch_tfms, ResidentDL)
-        return block.dataloaders(images.path, path=images.path, images=decoded, **kw)
-    item_tfms = [_ToSize(decoded.size)] + policy.item_tfms(mean,std,seed)
-    block = image_block(images.classes, paths, lambda o: splits, item_tfms, batch_tfms)
-    return block.dataloaders(images.path, path=images.path, num_workers=num_workers, **kw)
+        item_tfms,batch_tfms,dl_type = None,policy.batch_tfms(mean,std,seed)+batch_tfms,ResidentDL
+        kw['images'] = decoded
+    else:
+        item_tfms,dl_type = [_ToSize(decoded.size)]+policy.item_tfms(mean,std,seed),SeededDL
+        kw['num_workers'] = num_workers
+    block = image_block(images.classes, paths, lambda o: splits, item_tfms, batch_tfms, dl_type)
+    return block.dataloaders(images.path, path=images.path, **kw)
 
 # %% ../nbs/04_loaders.ipynb #7aab7897
 def plot_augmented(
     dls:DataLoaders, # From `image_dls`
-    n:int=5, # Images for each class; where it has fewer, they are repeated, with other augmentation
-    classes:list|None=None, # Names of classes; None shows all of them, the first 20 at most
+    n:int=5, # Images for each class; if it has fewer, they are repeated with other augmentations
+    classes:list|None=None, # Names of classes; None shows all, at most the first 20
     seed:int=0 # Of the choice of images and of their augmentation
 ) -> plt.Figure: # A strip of images for each class
-    "Training images of each class, augmented, as the network sees them but for the normalisation. Leaves order and epochs of `dls` alone"
+    "Plot augmented training images of each class. Order and epochs of `dls` do not change"
     items,rng = dls.train_ds.items,np.random.default_rng(seed)
     classes,labels = classes or list(dls.vocab)[:20],np.array(_labels(items))
-    if lost := set(classes)-set(labels): raise ValueError(f'plot_augmented: no training image of class {sorted(lost)[0]!r}')
+    if unknown := sorted(set(classes)-set(labels)):
+        raise ValueError(f'plot_augmented: no training image of class {unknown[0]!r}')
     files = [items[i] for c in classes for i in np.resize(rng.permutation(np.where(labels==c)[0]), n)]
-    dl = dls.train.new(Datasets(tls=[tl._new(files) for tl in dls.train_ds.tls]), bs=len(files), shuffle=False, drop_last=False, num_workers=0)
-    dl.epoch,dl.after_item,dl.after_batch = derive_seed(seed),deepcopy(dl.after_item),deepcopy(dl.after_batch) # an epoch may be under way
-    x = F.pad(dl.decode(next(iter(dl)))[0].as_subclass(Tensor).cpu(), (0,2,0,0), value=255) # a white gap
-    strips = x.view(len(classes), n, *x.shape[1:]).permute(0,3,1,4,2).flatten(2,3)[:,:,:-2]
+    tls = [tl._new(files) for tl in dls.train_ds.tls]
+    dl = dls.train.new(Datasets(tls=tls), bs=len(files), shuffle=False, drop_last=False, num_workers=0)
+    dl.epoch = derive_seed(seed)
+    dl.after_item,dl.after_batch = deepcopy(dl.after_item),deepcopy(dl.after_batch) # an epoch may be in progress
+    x = dl.decode(next(iter(dl)))[0].as_subclass(Tensor).cpu()
+    x = F.pad(x, (0,2,0,0), value=255).view(len(classes), n, *x.shape[1:3], -1) # a white gap of two pixels
+    strips = x.permute(0,3,1,4,2).flatten(2,3)[:,:,:-2]
     cols = min(len(classes), max(1, 10//n))
     rows = math.ceil(len(classes)/cols)
-    fig,axs = plt.subplots(rows, cols, figsize=(.84*n*cols,rows), squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(rows, cols, figsize=(.64*n*cols,.84*rows), squeeze=False, layout='constrained')
     fig.get_layout_engine().set(wspace=.04)
     for ax in axs.flat: ax.axis('off')
     for ax,strip,c in zip(axs.flat, strips, classes):

@@ -278,7 +278,7 @@ class _Ramp(LRFinder):
     def after_fit(self): pass
 
 class RangeTest:
-    "Result of a range test: `lrs`, `losses`, `smooth`; `suggestions` by name, and whether the curve is `flat` or `grows`"
+    "Result of a range test: `lrs`, `losses`, `smooth`; `suggestions` by name, and if the curve is `flat` or `grows`"
     meanings = dict(steep='where the loss falls fastest: a first rate to try',
                     minimum='a decade below the lowest loss: a highest rate for one-cycle',
                     valley="the middle of the longest valley: fastai's default",
@@ -311,8 +311,8 @@ class RangeTest:
         if self.grows: return f'{res}: the loss only grows. Start at a lower rate'
         if self.flat: return (
             f'{res}: the curve is flat. The smoothed loss, {self.start:.4f} at the start, falls by at most '
-            f'{max(self.drop,0):.2%}, which is within its noise, so no rate can be suggested. Either the gradients vanish '
-            '(check the initialisation and the activations), or all of these rates are too low')
+            f'{max(self.drop,0):.2%}, which is within its noise, so no rate can be suggested. Either the gradients '
+            'vanish (check the initialisation and the activations), or all of these rates are too low')
         if not self.suggestions: return f'{res}: too short for suggestions. Start at a lower rate, or take more steps'
         return '\n'.join([res, *(f'{k:>8} {v:.2e}  {self.meanings[k]}' for k,v in self.suggestions.items())])
 
