@@ -65,8 +65,8 @@ def _plot_bench(rows, curves, title, plot):
     plt.close(ax.figure)
     print(f'\naccuracy over time: {plot}')
 
-def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, device, fp32, compile, no_tta, speed_only,
-          quick, csv, plot):
+def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, device, fp32, compile, no_tta,
+          speed_only, quick, csv, plot):
     "Measure a recipe, see `cifar_bench`"
     recipe = recipe or ('speedrun' if quick else 'davidnet')
     if quick: bs,epochs,n = bs or 64,epochs or 2,n or 2
