@@ -24,7 +24,7 @@ def _unpack(x, N, w, n=16):
     "The N images of width w that `_pack` laid side by side"
     return x.permute(0,2,3,1).unflatten(2, (n,w+1))[...,:w,:].transpose(1,2).flatten(0,1)[:N].permute(0,3,1,2)
 
-# %% ../nbs/09_cpu.ipynb #de59144a
+# %% ../nbs/09_cpu.ipynb #789cb226
 class _PackedConvFunction(torch.autograd.Function):
     "3x3 convolution with padding 1 of packed images"
     @staticmethod

@@ -184,7 +184,7 @@ class Compile(FitCallback):
         if vars(self).get('_loss') is not None: self.after_loss()
         self._compiled = None
 
-# %% ../nbs/10_precision.ipynb #a8719fc2
+# %% ../nbs/10_precision.ipynb #7316dba4
 def synchronize(
     device=None # A `torch.device` or its name; None is the CPU
 ):
@@ -227,7 +227,7 @@ def training_flops(
     with FlopCounterMode(display=False) as c: model(torch.randn(2, n_in, size, size)).sum().backward()
     return c.get_total_flops()/2
 
-# %% ../nbs/10_precision.ipynb #5e80ff45
+# %% ../nbs/10_precision.ipynb #52b2c1df
 def _peak_rss():
     "Peak resident memory of this process in MB; NaN on Windows"
     with contextlib.suppress(OSError,TypeError): # Linux
