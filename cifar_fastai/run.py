@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/run.html.md"""
 
 # %% ../nbs/17_run.ipynb #14f5f78f
 from __future__ import annotations
-import json,os,platform,shlex,subprocess,sys,time,traceback,warnings
+import json,platform,shlex,subprocess,sys,time,traceback,warnings
 from contextlib import contextmanager
 import fastai,cifar_fastai
 from fastai.vision.all import *
