@@ -225,16 +225,13 @@ class _Guard:
         await send({**start, 'headers': [*headers,(b'content-length',str(len(body)).encode())]})
         await send(dict(type='http.response.body', body=body))
 
-def _image_input(gr):
-    "Return an image component that takes uploads only: Gradio has no setting for it, and would download URLs"
-    res = gr.Image(type='filepath', format='png', sources=['upload','clipboard'], label='Image', height=250,
-                   elem_id='cf-image', buttons=[])
-    to_cache = res.async_move_resource_to_block_cache
+def _refuse_urls(gr, component):
+    "Make an input raise an error for a URL, which Gradio would download. It has no setting for it"
+    to_cache = component.async_move_resource_to_block_cache
     async def upload_to_cache(path):
         if '://' in str(path): raise gr.Error('URLs are not downloaded. Upload the image', print_exception=False)
         return await to_cache(path)
-    res.async_move_resource_to_block_cache = upload_to_cache
-    return res
+    component.async_move_resource_to_block_cache = upload_to_cache
 
 def _sample_input(gr, samples, image):
     "Add a row of sample images that can be picked"
@@ -251,7 +248,7 @@ def _blocks(gr, predictors, max_mb):
     classes = union(p.classes for p in predictors.values())
     samples = next(filter(None, (_sample_files(p.classes) for p in predictors.values())), [])
     def answer(image, models, layer, method, target, tta):
-        path = image and image['path'] # in the upload folder: Gradio has checked it
+        path = image and image['path'] # in the upload folder, as Gradio has checked
         chosen = {k: predictors[k] for k in names if k in models}
         if target==predicted: target = None
         with lock: return _answer_html(chosen, path, layer or 'last', method or 'gradcam', target, tta, max_mb)
@@ -260,7 +257,8 @@ def _blocks(gr, predictors, max_mb):
         gr.Markdown('# What is it, and where does the network look?')
         with gr.Row(elem_id='cf-main'):
             with gr.Column(elem_id='cf-input'):
-                image = _image_input(gr)
+                image = gr.Image(type='filepath', format='png', sources=['upload','clipboard'], label='Image',
+                                 height=250, elem_id='cf-image', buttons=[])
                 if samples: _sample_input(gr, samples, image)
             with gr.Column(elem_id='cf-answer'): out = gr.HTML(_answer_html({}, None), padding=False)
             with gr.Column(elem_id='cf-options'):
@@ -274,9 +272,11 @@ def _blocks(gr, predictors, max_mb):
         for k,p in predictors.items():
             with gr.Accordion(f'About {k}', open=False): gr.Markdown(_card_text(p))
         inputs = [image,models,layer,method,target,tta]
+        for o in inputs: _refuse_urls(gr, o)
         # without preprocessing, `answer` gets the uploaded file and not what Gradio decodes
         gr.on([o.change for o in inputs], answer, inputs, out, preprocess=False, api_name='explain',
               trigger_mode='always_last', concurrency_limit=1, show_progress='minimal')
+    res.has_launched = True # otherwise Gradio reads any file of the server that a request names
     return res
 
 def page_app(
