@@ -229,9 +229,10 @@ def image_dls(
     else: splits = stratified_split(_labels(images.files[n_test:]), valid, seed)
     train = np.array(splits[0])
     if not from_folder: paths,train = paths[n_test:],train+n_test
-    if bs>len(splits[0]):
-        if bs!=512: raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}; lower it')
-        bs = len(splits[0])
+    if bs>len(train):
+        if bs!=512:
+            raise DataError(f'{path}: bs={bs} is over the number of training images, {len(train):,}. Choose a smaller bs')
+        bs = len(train)
     mean,std = stats or decoded.stats(train)
 
     batch_tfms = [Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)]
