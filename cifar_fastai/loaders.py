@@ -231,7 +231,8 @@ def image_dls(
     if not from_folder: paths,train = paths[n_test:],train+n_test
     if bs>len(train):
         if bs!=512:
-            raise DataError(f'{path}: bs={bs} is over the number of training images, {len(train):,}. Choose a smaller bs')
+            raise DataError(f'{path}: bs={bs} is over the number of training images, {len(train):,}. '
+                            'Choose a smaller batch size')
         bs = len(train)
     mean,std = stats or decoded.stats(train)
 
