@@ -249,7 +249,8 @@ def plot_history(
         for ax,what in zip(axs[1:], ('loss','accuracy')):
             for part,line in (('train','--'),('valid','-')):
                 if f'{part}_{what}' not in df: continue
-                ax.plot(df.epoch, df[f'{part}_{what}'], line, label=f'{name} {part}'.strip(), **style)
+                label = f'{name} {part}' if len(frames)>1 else part
+                ax.plot(df.epoch, df[f'{part}_{what}'], line, label=label, **style)
     for ax,what in zip(axs, ('learning rate','loss','accuracy')): ax.set(xlabel='epoch', ylabel=what)
     axs[1].legend(fontsize=9)
     if len(frames)==1: fig.suptitle(next(iter(frames)))

@@ -166,7 +166,7 @@ def stratified_split(
     share:float, # Fraction to hold out, above 0 and below 1
     seed:int=0 # The same seed holds out the same items
 ) -> tuple: # Sorted indices of the items that are kept, and of those held out
-    "Hold out the same fraction of each class, at least one item and never all. Raise `DataError` for a single item"
+    "Hold out the same fraction of each class, at least one item, never all. Raise `DataError` if a class has one item"
     labels,held = np.asarray(labels),[]
     for i,c in enumerate(np.unique(labels)):
         idx = np.where(labels==c)[0]
@@ -229,9 +229,11 @@ def image_dls(
     else: splits = stratified_split(_labels(images.files[n_test:]), valid, seed)
     train = np.array(splits[0])
     if not from_folder: paths,train = paths[n_test:],train+n_test
-    if bs>len(splits[0]):
-        if bs!=512: raise DataError(f'{path}: bs={bs} is over the number of training images, {len(splits[0]):,}')
-        bs = len(splits[0])
+    if bs>len(train):
+        if bs!=512:
+            raise DataError(f'{path}: bs={bs} is over the number of training images, {len(train):,}. '
+                            'Choose a smaller batch size')
+        bs = len(train)
     mean,std = stats or decoded.stats(train)
 
     batch_tfms = [Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)]
