@@ -247,8 +247,10 @@ def _blocks(gr, predictors, max_mb):
     layers = union(map(_map_layers, predictors.values()))
     classes = union(p.classes for p in predictors.values())
     samples = next(filter(None, (_sample_files(p.classes) for p in predictors.values())), [])
-    def answer(image, models, layer, method, target, tta):
-        path = image and image['path'] # in the upload folder, as Gradio has checked
+    def answer(upload, models, layer, method, target, tta):
+        path = upload and upload['path']
+        if path and not Path(path).resolve().is_relative_to(Path(image.GRADIO_CACHE).resolve()):
+            raise gr.Error('Only uploads are read. Upload the image', print_exception=False)
         chosen = {k: predictors[k] for k in names if k in models}
         if target==predicted: target = None
         with lock: return _answer_html(chosen, path, layer or 'last', method or 'gradcam', target, tta, max_mb)
@@ -276,7 +278,7 @@ def _blocks(gr, predictors, max_mb):
         # without preprocessing, `answer` gets the uploaded file and not what Gradio decodes
         gr.on([o.change for o in inputs], answer, inputs, out, preprocess=False, api_name='explain',
               trigger_mode='always_last', concurrency_limit=1, show_progress='minimal')
-    res.has_launched = True # otherwise Gradio reads any file of the server that a request names
+    res.has_launched = True # otherwise Gradio copies any file of the server that a request names to the uploads
     return res
 
 def page_app(
@@ -323,7 +325,9 @@ def _serve(app, host, port, browser=False):
     sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
     if sys.platform!='win32': # on Windows, two servers could share a port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: sock.bind((host,port))
+    try:
+        sock.bind((host,port))
+        sock.listen() # requests wait until the server is ready
     except (OSError,OverflowError) as e:
         reason = str(getattr(e, 'strerror', None) or e).rstrip('.')
         raise ValueError(f'{host}, port {port}: {reason}. Choose another --port, or 0 for any free one') from None
