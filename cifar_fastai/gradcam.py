@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from fastai.vision.all import *
 from torchvision.transforms.functional import gaussian_blur
 from .core import look_up
+from .placement import *
 from .models import undisturbed
 
 # %% auto #0
@@ -181,13 +182,6 @@ def feature_maps(
     if not maps: raise ValueError('GradCAM: no convolution returns a map of more than one pixel; pass a `layer`')
     return maps
 
-def _resize(maps, size, align_corners=False):
-    "Resize bilinearly by two matrix products, much faster than `F.interpolate` for many small maps"
-    def matrix(n, to):
-        eye = torch.eye(n, dtype=maps.dtype, device=maps.device)[None]
-        return F.interpolate(eye, to, mode='linear', align_corners=align_corners)[0]
-    return matrix(maps.shape[-2], size[0]).t()@(maps@matrix(maps.shape[-1], size[1]))
-
 class GradCAM:
     "Compute class activation maps of `model` inside a `with` block, at whose end the hooks are removed"
     def __init__(self,
@@ -195,19 +189,20 @@ class GradCAM:
         layer=None, # Module or its name, or a list of these; None: the last module that returns a feature map
         method='gradcam', # Name in `cam_methods`, or a function of activations, gradients and optionally `rerun`
         flip:bool=False, # Average each map with that of the mirrored image?
+        placed:bool=True, # Place each cell at the centre of its receptive field? False stretches the map over the image
         reshape=None # Function from the output of `layer` to [N, C, h, w], such as of tokens; None detects the layout
     ):
         if isinstance(model, Learner): model = model.model
         if not isinstance(model, nn.Module): raise TypeError(f'GradCAM: expected a model, not {_shape(model)}')
         if reshape is not None and layer is None: raise ValueError('GradCAM: `reshape` needs a `layer`; pass its name')
-        self.model,self.flip,self.reshape = model,flip,reshape
+        self.model,self.flip,self.placed,self.reshape = model,flip,placed,reshape
         self.method = look_up('GradCAM: method', method, cam_methods) if isinstance(method, str) else method
         self.several = is_listy(layer)
         if layer is None: self.layer = None
         elif self.several: self.layer = [self._name(o) for o in layer]
         else: self.layer = self._name(layer)
         if self.layer==[]: raise ValueError('GradCAM: the list of layers is empty')
-        self.inside,self.handles,self.seen = False,[],None
+        self.inside,self.handles,self.seen,self.centres = False,[],None,{}
 
     def _name(self, layer):
         names = {m: nm for nm,m in self.model.named_modules()}
@@ -267,6 +262,22 @@ class GradCAM:
                 maps = {k: _unit_range(m+mirrored[k].flip(-1)) for k,m in maps.items()}
         return maps if self.several else maps[self.layer]
 
+    def _find_centres(self, x):
+        "Return the pixel coordinates of the rows and columns of cells, by layer"
+        found,self.shape = {o: (None,None) for o in L(self.layer)},x.shape
+        if not self.placed: return found
+        with torch.no_grad(),ExitStack() as stack:
+            followed = stack.enter_context(CellCentres(x))
+            def look(name, module, inp, out):
+                map = self._to_map(name, out)
+                if isinstance(map, Tensor) and map.ndim==4: found[name] = followed.centres(map)[2:]
+            for o in L(self.layer):
+                stack.enter_context(self.model.get_submodule(o).register_forward_hook(partial(look, o)))
+            _logits(self.model, x)
+        return found
+
+    def _resize(self, layer, maps, size): return resample(maps, size, *self.centres[size][layer])
+
     def _run(self, x, target):
         "Return the maps by layer, and the target as a function of the logits"
         self.seen,self.shape = {},x.shape
@@ -279,6 +290,7 @@ class GradCAM:
                 if total.requires_grad: torch.autograd.grad(total, self.zero, allow_unused=True)
             seen = self.seen
         finally: self.seen = self.zero = None
+        if x.shape[-2:] not in self.centres: self.centres[x.shape[-2:]] = self._find_centres(x[:1])
         return {o: self._map(o, seen.get(o, {}), x, score) for o in L(self.layer)},score
 
     def _map(self, layer, seen, x, score):
@@ -290,7 +302,7 @@ class GradCAM:
         args = [seen['activations'].float(),seen['gradients'].float()]
         if 'rerun' in inspect.signature(self.method).parameters: args.append(self._rerun(layer, x, score))
         with torch.autocast(x.device.type, enabled=False):
-            return _unit_range(_resize(_unit_range(self.method(*args)), x.shape[-2:]))
+            return _unit_range(self._resize(layer, _unit_range(self.method(*args)), x.shape[-2:]))
 
     def _rerun(self, layer, x, score):
         "Return the function `rerun` for methods that run the network again"
@@ -298,7 +310,7 @@ class GradCAM:
         # in the precision of the caller
         autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
         def rerun(mask=None, activations=None):
-            masked = x if mask is None else x*_unit_range(_resize(mask, x.shape[-2:], align_corners=True))[:,None]
+            masked = x if mask is None else x*_unit_range(self._resize(layer, mask, x.shape[-2:]))[:,None]
             def replace(m, inp, out):
                 if activations is None: return
                 # `back` keeps the places that `reshape` leaves out

@@ -24,7 +24,8 @@ def directives(c): return set(re.findall(r'^#\|\s*(\w+)', source(c), re.M))
 def exported(c): return c['cell_type']=='code' and 'export' in directives(c)
 def shown(c): return c['cell_type']=='code' and not directives(c)&{'export','hide','default_exp'}
 def code_lines(c): return [o for o in source(c).splitlines() if o.strip() and not o.startswith('#|')]
-def n_asserts(c): return len(re.findall(r'\bassert\b|\btest_(?:eq|ne|close|is|fail|warns|stdout)\(|\bExceptionExpected\(', source(c)))
+def n_asserts(c):
+    return len(re.findall(r'\bassert\b|\btest_(?:eq|ne|close|is|fail|warns|stdout)\(|\bExceptionExpected\(', source(c)))
 def has_figure(nb):
     data = [o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', [])]
     return any('image/' in k for o in data for k in o)
