@@ -11,6 +11,7 @@ from .schedule import *
 from .cpu import *
 from .precision import *
 from .recipe import *
+from .placement import *
 from .gradcam import *
 from .interpret import *
 from .checkpoint import *
