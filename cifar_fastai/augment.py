@@ -66,7 +66,7 @@ class Policy:
         mean:tuple=cifar_mean, # Mean of the training images per channel, 0..1
         std:tuple=cifar_std # Standard deviation of the training images per channel, 0..1
     ) -> tuple: # Value per channel, 0..255
-        "Return the fill of padding and cutout: what normalization maps to 0, or to `mean` for 'normalized_mean'"
+        "Return the fill of padding and cutout: `mean`, or for 'normalized_mean' the value that normalizes to `mean`"
         if self.fill=='normalized_mean': mean = [m*(1+s) for m,s in zip(mean,std)]
         return tuple(round(255*min(1., m)) for m in mean)
 
@@ -83,7 +83,7 @@ policies = dict(
 
 # %% ../nbs/03_augment.ipynb #0a1d2080
 class _Draw:
-    "Draw random numbers for `total` images at once and return them by batch, whatever the batch size"
+    "Draw random numbers for all `total` images at once and return each batch its slice: the batch size has no effect"
     def __init__(self, total, device, g):
         self.total,self.device,self.g = total,device,g
         self.drawn,self.n_seen = [],0
@@ -114,8 +114,8 @@ def _reflect(i, n): return (n-1)-(i%(2*n-2)-(n-1)).abs() # `i` into 0..n-1, abou
 # %% ../nbs/03_augment.ipynb #a344da9a
 def _shift_pixels(
     x:Tensor, # Batch [N, C, H, W]
-    dy:Tensor, # Rows [N], integers: the image moves up
-    dx:Tensor, # Columns [N], integers: the image moves to the left
+    dy:Tensor, # Rows [N], integers; positive moves the image up
+    dx:Tensor, # Columns [N], integers; positive moves the image left
     fill:Tensor|None=None # Value of pixels from outside, [1, C, 1, 1]; None reflects
 ) -> Tensor: # Batch of the same shape and type
     "Shift each image by whole pixels"
@@ -207,10 +207,11 @@ def _flipped_first(
     keys = _hash_keys(words.shape[1], seed, x.device)
     h = _mix_bits(words^keys).sum(1)
     if is_float: h += (_mix_bits(_as_words((x&255).to(torch.uint8)))*keys).sum(1) # 0 for levels of uint8
-    return _mix_bits(h)&1==1
+    return (_mix_bits(h)&1).bool()
 
 def _flip_batch(p, x, fill, draw):
-    return _where(draw.bernoulli(p.flip), x.flip(-1), x) if p.flip and not p.alternating_flip else x
+    if not p.flip or p.alternating_flip: return x # `augment_batch` does the alternating flip
+    return _where(draw.bernoulli(p.flip), x.flip(-1), x)
 
 def _flip_item(p, fill, size):
     import albumentations as A
@@ -252,7 +253,9 @@ augment_ops.update(crop=(_crop_item,_crop_batch), affine=(_affine_item,_affine_b
 @lru_cache(maxsize=32)
 def _fill_tensor(values, dtype, device):
     fill = torch.tensor(values)[None,:,None,None]
-    return (fill.to(dtype) if dtype==torch.uint8 else fill.to(dtype)/255).to(device)
+    fill = fill.to(dtype)
+    if dtype!=torch.uint8: fill = fill/255
+    return fill.to(device)
 
 def _check_cutout(policy, size):
     if policy.cutout>min(size):

@@ -1,4 +1,4 @@
-"""Throughput beside baselines, interleaved; trainings against the clock, with mean and 95 % confidence interval
+"""Throughput against interleaved baselines; timed trainings with mean and 95 % confidence interval
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 
@@ -69,7 +69,7 @@ def _check_noise(values, noisy, what):
     spread = (values.max(axis=1)-values.min(axis=1))/values.median(axis=1)
     if spread.max()>noisy:
         warnings.warn(f'{what} differ by up to {spread.max():.0%} ({spread.idxmax()}): the machine is busy. Stop other '
-                      'work or measure more often, and do not trust small ratios', stacklevel=3)
+                      'work or measure more often, and do not trust ratios close to 1', stacklevel=3)
     return spread
 
 @tuned_convolutions()
@@ -85,7 +85,8 @@ def compare_speed(
     if not learners: raise ValueError('compare_speed: nothing to time')
     made = {k: f() for k,f in learners.items()}
     def measure(o): return images_per_second(o, steps, warmup) if isinstance(o, Learner) else o(steps, warmup)
-    turns = [{k: measure(made[k]) for k in (reversed(made) if i%2 else made)} for i in range(rounds)]
+    orders = [reversed(made) if i%2 else made for i in range(rounds)] # every second round backwards
+    turns = [{k: measure(made[k]) for k in order} for order in orders]
     df = pd.DataFrame(turns, [f'turn_{i+1}' for i in range(rounds)], list(made), dtype=float).T
     return df.assign(median=df.median(axis=1), mean=df.mean(axis=1), sd=df.std(axis=1),
                      spread=_check_noise(df, noisy, 'measurements'), ratio=df.div(df.iloc[0]).median(axis=1))
@@ -229,8 +230,9 @@ def accuracy_of(
     "Return the accuracy of a learner, without the overhead of `Learner.validate`"
     model = MultiCrop(learn.model, tta_threshold=float(tta)) if tta else learn.model
     model.eval()
-    # no `cudnn.benchmark`, which would time the algorithms for each number of uncertain images in a batch
-    with autocast_of(learn),torch.backends.cudnn.flags(deterministic=torch.backends.cudnn.deterministic):
+    cudnn = torch.backends.cudnn # `benchmark` would time the algorithms for each number of uncertain images
+    fixed = cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic)
+    with autocast_of(learn),fixed:
         right = [model(x.as_subclass(Tensor)).argmax(1)==y.as_subclass(Tensor) for x,y in dl or learn.dls.valid]
     return torch.cat(right).double().mean().item()
 
@@ -274,7 +276,7 @@ def time_training(
     make=None, # Function of recipe, path and device that returns the learner; None is the recipe's own
     warmup:int=3 # Steps at each image size before the clock starts, see `warm_up`; 0 skips it
 ) -> tuple: # A dict of results, and the curve: a table with a row for each epoch and one for test-time augmentation
-    "Train once against the clock, by the rules above"
+    "Time one training by the rules of airbench"
     r = recipe if seed is None else recipe.but(seed=seed)
     learn = make(r, path, device) if make else r.learner(r.dls(path, device=device))
     if tta is True: tta = r.tta_threshold
@@ -307,7 +309,7 @@ def repeats(
     report=noop, # Called with the results of each training as soon as it is done
     noisy:float=.1 # Warn if the seconds spread more
 ) -> tuple: # Two tables: a row for each training, and the curves of all of them
-    "Train `n` seeds against the clock. The processes that torchrun started share the seeds, and all get all results"
+    "Time the training of `n` seeds. Under torchrun, the processes divide the seeds, and each returns all results"
     if n<1: raise ValueError(f'n={n}: expected at least 1')
     trainings = {'cifar_fastai': partial(time_training, recipe, path, device=device, tta=tta), **(others or {})}
     def one(seed):
@@ -332,7 +334,7 @@ def plot_times(
     curves:pd.DataFrame, # From `repeats`
     ax=None # Axes to draw on; None makes new ones
 ): # The axes
-    "Plot accuracy over seconds, coloured by learner or seed. A star is the end, with test-time augmentation"
+    "Plot accuracy over seconds, coloured by learner or seed; a star marks the final accuracy with TTA"
     if ax is None: ax = plt.subplots(figsize=(6.4,3.6), layout='constrained')[1]
     several = curves.learner.nunique()>1
     styles = dict(zip(curves['learner' if several else 'seed'].unique(), itertools.cycle(zip(okabe_ito, 'osD^vPX'))))
@@ -433,7 +435,7 @@ _quantities = dict(accuracy='accuracy', accuracy_tta='accuracy with TTA', second
 def bench_table(
     speeds=None, # From `compare_speed`, images per second
     rows=None, # From `repeats`
-    share:float|None=None # MFU at one image per second: `training_flops(model)/matmul_peak(...)`
+    mfu:float|None=None # MFU at one image per second: `training_flops(model)/matmul_peak(...)`
 ) -> pd.DataFrame: # By learner and quantity: n, mean, sd, low and high (95 % confidence interval), median, ratio
     "Summarise measurements by mean and 95 % confidence interval"
     res = []
@@ -442,7 +444,7 @@ def bench_table(
     if speeds is not None:
         for nm,o in speeds.filter(like='turn_').iterrows():
             add(nm, 'images/s', o, speeds.ratio[nm])
-            if share: add(nm, 'MFU', o*share)
+            if mfu: add(nm, 'MFU', o*mfu)
     if rows is not None:
         for nm,o in rows.groupby('learner', sort=False):
             for k,quantity in _quantities.items():

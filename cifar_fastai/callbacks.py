@@ -98,7 +98,7 @@ class _FitScopes:
         return res
 
     def validation_context(self, cbs=None, inner=False):
-        "Replace `Learner.validation_context`: an evaluation during a fit is no other fit"
+        "Replace `Learner.validation_context`: an evaluation during a fit does not start a fit of its own"
         plain = partial(type(self.learn).validation_context, self.learn, cbs)
         if not self.scopes: return ContextManagers([self.scope('evaluation'), *plain(inner).default])
         contexts = [self.restored(), self.scope('evaluation'), *plain(inner=True).default]
@@ -156,7 +156,7 @@ class FitCallback(Callback):
     def cleanup(self):
         """Undo what `before_fit` did
 
-        Called once for each fit, after `after_fit`, an error or Ctrl-C; the last callback cleans up first."""
+        Called once for each fit, after `after_fit`, an error or Ctrl-C; callbacks clean up in reverse order."""
 
     def aside(self):
         "Return the context for an evaluation during the fit"
@@ -258,9 +258,9 @@ def plot_history(
 
 # %% ../nbs/07_callbacks.ipynb #6a578910
 class L1Penalty(Callback):
-    """Add the absolute values of all trainable parameters to the loss that is minimised
+    """Add `factor` times the absolute values of all trainable parameters to the loss that is minimised
 
-    The reported loss is without it; `value` is the penalty of the last step."""
+    The reported loss excludes it; `value` is the penalty of the last step."""
     order,run_valid = -4,False
     def __init__(self,
         factor:float, # Factor of the penalty
@@ -316,7 +316,7 @@ class TerminateOnNonFinite(FitCallback):
             taken = 'The step was not taken. ' if len(losses)==1 else ''
             raise NonFiniteLossError(
                 f'the loss is {value} in epoch {self.epoch+1}, step {step} of {self.n_iter}, at learning rate {lr:.4g}'
-                f'. {taken}Train with a lower learning rate: learn.range_test() suggests some')
+                f'. {taken}Use a lower learning rate; learn.range_test() suggests one')
 
 # %% ../nbs/07_callbacks.ipynb #56cad4f8
 class _DeviceLoss(AvgSmoothLoss):
@@ -422,7 +422,7 @@ class Whiten(FitCallback):
         self.done = not self.in_range_test
         model = get_model(self.learn.model)
         set_whitening(model, self._sample())
-        # eigenvectors may have another sign in each process
+        # the signs of eigenvectors may differ between processes
         if hasattr(self.learn, 'distributed'): torch.distributed.broadcast(model.whiten.weight.data, 0)
 
     def before_step(self):
@@ -445,7 +445,7 @@ def progressive_side(
     done:float, # Fraction of the training that is done, from 0 to 1
     size:int, # Full side, in pixels
     start:float=.625, # Side at the start, as a fraction of the full side
-    until:float=.6 # Fraction of the training from which on images have the full side
+    until:float=.6 # Fraction of the training after which images have full size
 ) -> int: # In pixels
     """Return the side of images in progressive resizing (J. Howard, fast.ai, DAWNBench 2018), which grows by eighths
 
@@ -468,7 +468,7 @@ class ProgressiveResize(FitCallback):
     order,run_valid = MixedPrecision.order-1,False
     def __init__(self,
         start:float=.625, # Side at the start, as a fraction of the full side
-        until:float=.6 # Fraction of the training from which on images have the full side
+        until:float=.6 # Fraction of the training after which images have full size
     ):
         progressive_side(0, 32, start, until)
         store_attr()

@@ -182,7 +182,7 @@ class Checkpoints(FitCallback):
         monitor:str|None='valid_accuracy', # Metric whose best checkpoint is kept, too, see `epoch_metrics`
         replan:bool=False, # Resume with another number of epochs, and the schedule of that number?
         lr_scale:float=1., # Factor on all learning rates from here on
-        max_rollbacks:int=0, # Number of non-finite losses after which to roll back to the last finite checkpoint
+        max_rollbacks:int=0, # Maximum number of rollbacks, each to the last finite checkpoint after a non-finite loss
         rollback_scale:float=.5, # Factor on all learning rates after each rollback
         command:str='', # Shell command that resumes the training, for error messages and `crash.txt`
         returns:int|None=None, # Former name of `max_rollbacks`, stored in older runs
@@ -384,7 +384,7 @@ class Checkpoints(FitCallback):
         scored = [o for o in past if o.get('value') is not None and o.get('monitor')==self.monitor]
         kept = [o['path'] for o in past[-self.keep:]]
         if scored: kept.append(max(scored, key=lambda o: self._score(o['value']))['path'])
-        for o in all_of_them: # later ones are of a course that was abandoned
+        for o in all_of_them: # later ones are left from before a rollback or an earlier resume
             if o['path'] not in kept: shutil.rmtree(o['path'], ignore_errors=True)
 
     def _settle(self):
@@ -408,7 +408,7 @@ class Checkpoints(FitCallback):
         self._check(path, model, state)
         try: self._load(model, state)
         except Exception as e:
-            raise CheckpointError(f'{path}: the optimizer or a callback differs from those of this training '
+            raise CheckpointError(f'{path}: the state of the optimizer or of a callback does not match this training '
                                   f'({type(e).__name__}: {e})') from e
         self._scale *= self.lr_scale
 
@@ -424,7 +424,7 @@ class Checkpoints(FitCallback):
                 raise CheckpointError(f'{path}: another architecture or number of classes, {k} has the shape '
                                       f'{list(model[k].shape)} there and {list(v.shape)} in this model')
         if not isinstance(state, dict) or not {'epoch','n_iter','n_epoch'}<=set(state):
-            raise CheckpointError(f'{path/"state.pt"}: epoch and step are missing')
+            raise CheckpointError(f'{path/"state.pt"}: epoch, n_iter or n_epoch is missing')
         n_iter,n_epoch,done = len(self.dls.train),self.n_epoch,state['epoch']
         if state['n_iter']!=n_iter:
             raise CheckpointError(f"{path}: {state['n_iter']} steps per epoch, and {n_iter} in this training; "

@@ -152,11 +152,14 @@ def _recipes_to_train(names, model, lr, changes):
 def print_comparison(
     runs # `Run`s
 ):
-    "Print how the recipes differ that were trained with the same seeds"
+    "Print the paired comparison of recipes trained with the same seeds"
     for names,r in paired_comparison(runs).iterrows():
         interval = f'{names}: {r.difference:+.2%} (95 % CI {r.low:+.2%} to {r.high:+.2%}, {r.n:.0f} seeds)'
-        needed = f'; about {r.n_needed:.0f} seeds needed' if r.n_needed==r.n_needed else ''
-        print(f'{interval}: {"not distinguishable"+needed if r.low<=0<=r.high else "different"}')
+        result = 'different'
+        if r.low<=0<=r.high:
+            result = 'not distinguishable'
+            if pd.notna(r.n_needed): result += f'; about {r.n_needed:.0f} seeds needed'
+        print(f'{interval}: {result}')
 
 class _Training:
     "What `cifar_train` is doing: the current run, its learner and its recipe"
@@ -184,14 +187,18 @@ class _Training:
 
 def _train_all(rs, training, spread, seeds, name, device, **kwargs):
     "Yield a finished `Run` for each recipe and seed"
-    def train(rs, **more):
-        return train_runs(rs, training.path, cbs=EpochTable, before=training.begin, device=device, **kwargs, **more)
-    if not (spread and num_distrib()>1): return train(rs, seeds=seeds, name=name)
+    def train_recipes(recipes, **more):
+        options = dict(cbs=EpochTable, before=training.begin, device=device, **kwargs, **more)
+        return train_runs(recipes, training.path, **options)
+    if not (spread and num_distrib()>1): return train_recipes(rs, seeds=seeds, name=name)
     from cifar_fastai.distributed import spread as spread_jobs
     def train_one(r): # by this process only
-        parts = [name, None if name and len(rs)==1 else r.name, f's{r.seed}']
-        return [str(o.path) for o in train(r, name='-'.join(o for o in parts if o))][0]
-    return map(Run, spread_jobs(train_one, [r.but(seed=s) for r in rs for s in range(r.seed, r.seed+seeds)], device))
+        names = [name] if name else []
+        if not name or len(rs)>1: names.append(r.name)
+        run, = train_recipes(r, name='-'.join([*names, f's{r.seed}']))
+        return str(run.path)
+    jobs = [r.but(seed=s) for r in rs for s in range(r.seed, r.seed+seeds)]
+    return map(Run, spread_jobs(train_one, jobs, device))
 
 def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, device, fp32, compile, tensorboard, results,
           minutes, no_checkpoints, spread, name, out):
@@ -241,7 +248,8 @@ def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
     try:
         resume(run, epochs, then, checkpoint or True, lr_scale, data and data_path(data), EpochTable(), begin, **kwargs)
     except KeyboardInterrupt as e:
-        exit_with(f'\n{str(e).capitalize() or "Stopped"}\nResume with: {run.resume_command}', 130)
+        text = str(e) or 'stopped'
+        exit_with(f'\n{text[0].upper()}{text[1:]}\nResume with: {run.resume_command}', 130)
     except RuntimeError as e: exit_with(f'cifar_resume: {error_text(e)}', 1, run)
     print(_result_line(run))
 

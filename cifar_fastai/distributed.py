@@ -1,4 +1,4 @@
-"""Train on several GPUs or machines with the batches and the result of a single device
+"""Train on several GPUs or machines with the same batches and result as on a single device
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/distributed.html.md"""
 
@@ -27,7 +27,7 @@ __all__ = ['start_processes', 'on_rank0', 'LostProcess', 'detect_lost_process', 
 # %% ../nbs/11_distributed.ipynb #4c4d4c46
 def start_processes(
     device=None, # Device type to train on; None is fastai's default device
-    hours:float|None=None # Hours that a process waits for another one; None is torch's default
+    hours:float|None=None # Timeout of collective operations, in hours; None is torch's default
 ):
     """Connect the processes that torchrun or accelerate launch started, by NCCL on GPUs and gloo on CPUs
 
@@ -59,7 +59,7 @@ class LostProcess(RuntimeError):
 
 @contextmanager
 def detect_lost_process():
-    "Return a context that raises `LostProcess` in place of torch's communication errors. Let other errors through"
+    "Raise `LostProcess` instead of torch's communication errors in the block; other errors propagate"
     try: yield
     except RuntimeError as e:
         is_lost = isinstance(e, torch.distributed.DistError) or 'gloo' in str(e) or 'NCCL' in str(e)
@@ -74,10 +74,10 @@ def _batch_norms(model):
     return [m for m in norms if type(m).forward is nn.BatchNorm2d.forward]
 
 class Distributed(FitCallback, DistributedTrainer):
-    "fastai's `DistributedTrainer` for loaders that split each batch: several processes train as a single one does"
+    "Train on several processes as on one: fastai's `DistributedTrainer`, for loaders that split each batch"
     during = 'fit','range_test','evaluation'
     def __init__(self,
-        sync_bn:bool=True, # Use `SyncBatchNorm` on GPUs? False, and on CPUs: statistics of each shard
+        sync_bn:bool=True, # Use `SyncBatchNorm` on GPUs? If False, and on CPUs, each process uses its own statistics
         **kwargs # For accelerate's `Accelerator`
     ):
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False) # `after_train` does it once an epoch
@@ -109,7 +109,7 @@ class Distributed(FitCallback, DistributedTrainer):
     def _wrap_dl(self, dl):
         return dl.shard(rank_distrib(), num_distrib()) if isinstance(dl, SeededDL) else super()._wrap_dl(dl)
 
-    # the loaders of the fit are split in `before_fit`; any other loader gives all its images to each process
+    # the loaders of the fit are sharded in `before_fit`; each process evaluates any other loader in full
     def before_validate(self): pass
     def before_train(self):
         if rank_distrib(): torch.manual_seed(derive_seed(self._seed, rank_distrib(), self.epoch))
@@ -177,13 +177,13 @@ def to_distributed(self:Learner,
 # %% ../nbs/11_distributed.ipynb #e42d00e7
 @contextmanager
 def single_process():
-    "Return a context in which this process works without the others, as if it were the only one"
+    "Run a block as if this process were the only one"
     was = {k: os.environ.pop(k) for k in ('RANK','WORLD_SIZE') if k in os.environ}
     try: yield
     finally: os.environ.update(was)
 
 def spread(
-    f, # Function of a job
+    f, # Function that takes one job
     jobs, # Jobs, the same in all processes
     device=None # As for `start_processes`
 ) -> list: # Results in the order of `jobs`, in all processes

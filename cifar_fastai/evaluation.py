@@ -50,7 +50,7 @@ def _print_speeds(r, dls, device, speeds):
     peak,flops = matmul_peak(device, precision),training_flops(net, dls.one_batch()[0].shape[-1])
     print(f'{r.name} in batches of {r.bs} on {device_name(device)} in {precision}: matrix products reach '
           f'{peak/1e9:,.0f} GFLOP/s, an image takes {flops/1e9:.3g} GFLOP\n')
-    print(bench_table(speeds, share=flops/peak).drop(columns='n').round(4).to_string(), flush=True)
+    print(bench_table(speeds, mfu=flops/peak).drop(columns='n').round(4).to_string(), flush=True)
     if 'bare_pytorch' in speeds.index:
         turns = speeds.filter(like='turn_')
         ratio = (turns.loc['cifar_fastai']/turns.loc['bare_pytorch']).median()

@@ -51,7 +51,7 @@ def check_model_folder(
     path = Path(path).expanduser()
     if path.is_file(): raise ValueError(f'{path}: this is a file, and save_model writes a folder. Choose another name')
     if path.is_dir() and any(path.iterdir()) and not _is_saved(path):
-        raise ValueError(f'{path}: there is something else in it than a saved model. Choose a new folder')
+        raise ValueError(f'{path}: the folder is not empty and holds no saved model. Choose a new folder')
     return path
 
 def _is_saved(path):
@@ -78,7 +78,7 @@ def _learner_info(learn, recipe):
     "Return what is known about a learner's model"
     r = recipe or getattr(learn, 'recipe', None)
     if r is None:
-        raise ValueError('save_model: this learner has no recipe that tells which architecture it has. '
+        raise ValueError('save_model: this learner has no recipe, so its architecture is unknown. '
                          "Create it with Recipe.learner, or pass recipe=Recipe('mine', model='resnet18')")
     rows = learn.history.rows if hasattr(learn, 'history') else []
     return dict(name=r.name, model=r.model, model_args=r.model_args, **_model_input(learn),
@@ -151,7 +151,7 @@ def _run_info(folder):
     if not (folder/'model.safetensors').is_file():
         raise ValueError(f'{folder}: no weights in it. They are written at the end of the first epoch')
     if not isinstance(recipe, dict) or not info.get('input'):
-        raise ValueError(f'{folder}: its run.json does not say which network it is, or what it takes. Train it again')
+        raise ValueError(f'{folder}: its run.json lacks the recipe or the input of the model. Train it again')
     rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
     return dict(name=folder.resolve().name, model=recipe['model'], model_args=recipe['model_args'], **info['input'],
                 data=info.get('data'), recipe=recipe, results=_last_accuracy(rows, recipe['valid']))
@@ -367,7 +367,7 @@ def to_onnx(
     learn, # A `Learner`, or a model from `load_model`; it is not changed
     path, # ONNX file to write
     logits:bool=False, # Return logits instead of probabilities?
-    half:bool=False, # Convert to fp16, apart from input, output and norms? Half the size, and faster on a GPU
+    half:bool=False, # Convert to fp16, except input, output, resizing and norms? Half the size, and faster on a GPU
     name:str='', # Name for `Predictor`; '': that of the model, or of the file
     tolerance:float|None=None # Largest difference from torch, relative to outputs above 1. None: 1e-4, with `half` 2e-2
 ) -> Path: # The file
@@ -412,7 +412,7 @@ def load_predictor(
 def quantise_onnx(
     path, # fp32 ONNX file that `to_onnx` wrote
     out, # ONNX file to write
-    images, # Some hundred images to measure the ranges of the activations on, as for `Predictor`
+    images, # A few hundred calibration images, which set the ranges of the activations, as for `Predictor`
     bs:int=64 # Batch size
 ) -> Path: # The file
     """Quantise an ONNX file to int8, statically and per channel. Raise `ValueError` if there are no images
@@ -421,7 +421,7 @@ def quantise_onnx(
     onnx,_ = onnx_packages('quantise_onnx', ('onnx','onnxruntime'))
     from onnxruntime.quantization import CalibrationDataReader,QuantFormat,QuantType,quantize_static
     predictor = Predictor(path)
-    if not len(images): raise ValueError('quantise_onnx: no images to measure the ranges of the activations on')
+    if not len(images): raise ValueError('quantise_onnx: no calibration images; pass a few hundred')
     x = np.stack([pixels(o, predictor.size) for o in images])
     class Batches(CalibrationDataReader):
         def __init__(self): self.batches = ({'pixels': x[i:i+bs]} for i in range(0, len(x), bs))
@@ -447,7 +447,7 @@ def compare_predictors(
     images, # As for `Predictor`
     labels=None, # Names of the true classes; None: the accuracy is NaN
     bs:int=256, # Batch size
-    rounds:int=3, # Number of timings of each predictor, in turns; 0: the throughput is NaN
+    rounds:int=3, # Number of timings of each predictor, interleaved; 0: the throughput is NaN
     tta:bool=False # Use test-time augmentation?
 ) -> pd.DataFrame: # A row for each, with the columns described above
     "Compare the accuracy, agreement, throughput and size of predictors"

@@ -77,7 +77,7 @@ def eigencam(
     activations:Tensor, # [N, C, h, w]
     gradients:Tensor # Not used: the map is the same for all classes
 ) -> Tensor: # Maps [N, h, w], at least 0
-    "Project the activations on their first principal component (Eigen-CAM, M. B. Muhammad and M. Yeasin, 2020)"
+    "Project the activations onto their first principal component (Eigen-CAM, M. B. Muhammad and M. Yeasin, 2020)"
     return _first_component(activations)
 
 def eigengradcam(
@@ -169,7 +169,7 @@ def feature_maps(
         if is_pool or isinstance(m, nn.Conv2d) or last and isinstance(m, (nn.Linear,nn.LayerNorm)): sizes.add(size)
         if is_pool or size not in sizes or math.prod(size)==1: return
         tokens.clear() # they have been turned back into a map
-        maps.pop(name, None) # of a module that is used again, the last use counts
+        maps.pop(name, None) # if a module runs more than once, its last output counts
         maps[name] = size
     with ExitStack() as stack:
         for name,m in model.named_modules():
@@ -189,8 +189,8 @@ class GradCAM:
         layer=None, # Module or its name, or a list of these; None: the last module that returns a feature map
         method='gradcam', # Name in `cam_methods`, or a function of activations, gradients and optionally `rerun`
         flip:bool=False, # Average each map with that of the mirrored image?
-        placed:bool=True, # Place each cell at the centre of its receptive field? False stretches the map over the image
-        reshape=None # Function from the output of `layer` to [N, C, h, w], such as of tokens; None detects the layout
+        reshape=None, # Function from the output of `layer` to [N, C, h, w], such as of tokens; None detects the layout
+        placed:bool=True # Place each cell at the centre of its receptive field? False stretches the map over the image
     ):
         if isinstance(model, Learner): model = model.model
         if not isinstance(model, nn.Module): raise TypeError(f'GradCAM: expected a model, not {_shape(model)}')
@@ -229,7 +229,7 @@ class GradCAM:
                              f'[{self.shape[0]}, C, h, w] of several pixels; choose another layer, or pass `reshape`')
         torch.set_grad_enabled(True)
         seen = self.seen[name] = dict(activations=activations.detach()) # the last use of a layer counts
-        out = out+self.zero # a new tensor, at which the graph starts
+        out = out+self.zero # `zero` requires grad: autograd records from here on
         out.register_hook(lambda grad: seen.update(gradients=self._to_map(name, grad)))
         return out
 
@@ -241,7 +241,7 @@ class GradCAM:
         norms = [m for m in self.model.modules() if isinstance(m, nn.LayerNorm) and len(m.normalized_shape)==1]
         if last is None and norms and math.prod(out.shape[2:])>1:
             raise ValueError(f'GradCAM: layer {name!r} returns {list(out.shape)}, either [N, C, h, w] or [N, h, w, C]; '
-                             'pass `reshape`, noop, or lambda o: o.permute(0,3,1,2)')
+                             'pass `reshape=noop`, or for the latter `lambda o: o.permute(0,3,1,2)`')
         return out.permute(0,3,1,2) if last else out
 
     def __call__(self,
@@ -269,8 +269,8 @@ class GradCAM:
         with torch.no_grad(),ExitStack() as stack:
             followed = stack.enter_context(CellCentres(x))
             def look(name, module, inp, out):
-                map = self._to_map(name, out)
-                if isinstance(map, Tensor) and map.ndim==4: found[name] = followed.centres(map)[2:]
+                fmap = self._to_map(name, out)
+                if isinstance(fmap, Tensor) and fmap.ndim==4: found[name] = followed.centres(fmap)[2:]
             for o in L(self.layer):
                 stack.enter_context(self.model.get_submodule(o).register_forward_hook(partial(look, o)))
             _logits(self.model, x)
@@ -283,7 +283,7 @@ class GradCAM:
         self.seen,self.shape = {},x.shape
         self.zero = torch.zeros((), device=x.device, requires_grad=True)
         try:
-            with torch.no_grad(): # up to the first of the layers
+            with torch.no_grad(): # until `_start_graph`, the hook of the first layer, enables gradients
                 logits = _logits(self.model, x)
                 score = _score(target, logits)
                 total = torch.as_tensor(score(logits)).sum()
@@ -313,7 +313,7 @@ class GradCAM:
             masked = x if mask is None else x*_unit_range(self._resize(layer, mask, x.shape[-2:]))[:,None]
             def replace(m, inp, out):
                 if activations is None: return
-                # `back` keeps the places that `reshape` leaves out
+                # what `reshape` drops, such as class tokens, is kept
                 old,back = torch.func.vjp(partial(self._to_map, layer), out)
                 return out-back(old)[0]+back(activations.to(out.dtype))[0]
             with autocast,self.model.get_submodule(layer).register_forward_hook(replace):
@@ -340,10 +340,10 @@ def plot_cams(
     true=None, # True class of each image, shown where it differs from the class of the maps
     method='gradcam', # As for `GradCAM`
     flip:bool=False, # As for `GradCAM`
-    side_by_side:bool=False, # Draw each map alone as well, to the left of the one over the picture?
+    side_by_side:bool=False, # Also draw each map alone, to the left of its overlay?
     reshape=None # As for `GradCAM`
 ) -> plt.Figure: # A row for each image: the picture, then the map of each layer
-    "Plot where each layer sees the class that is named beside the picture"
+    "Plot the map of each layer for the class that is named beside the image"
     x = _images(x)
     if len(images)!=len(x): raise ValueError(f'plot_cams: got {len(images)} pictures for {len(x)} images')
     with undisturbed(model):
@@ -395,7 +395,7 @@ def show_cam(self:Learner,
     target=None, # None: the predicted class; a class, its name, one for each image, or a function of the logits
     method='gradcam', # As for `GradCAM`
     flip:bool=False, # As for `GradCAM`
-    side_by_side:bool=False, # Draw each map alone as well, to the left of the one over the picture?
+    side_by_side:bool=False, # Also draw each map alone, to the left of its overlay?
     reshape=None # As for `GradCAM`
 ) -> plt.Figure: # A row for each image as the model sees it: the picture, then the map of each layer
     "Plot where the model looks; the true class is named if the table, the batch or the folder of the file tells it"
@@ -443,7 +443,7 @@ def deletion(
     target=None, # None: the predicted class; a class; one for each image; or a function of the probabilities
     steps:int=16, # Number of steps in which the pixels are removed
     baseline=0. # Replacement, a number or images like `x`; 0 is the mean colour of normalised images
-) -> Tensor: # Probability of the target, [N, steps+1], from the original image to one without any of its pixels
+) -> Tensor: # Probability of the target, [N, steps+1], from the original image to the baseline
     "Return the deletion curve of each image; with a good map, it falls early (V. Petsiuk et al., RISE, 2018)"
     return _curve(model, x, maps, target, steps, lambda first: torch.where(first, baseline, x))
 

@@ -25,7 +25,8 @@ __all__ = ['MultiCrop', 'folder_dl', 'as_dl', 'has_labels', 'predictions_table',
 class MultiCrop(nn.Module):
     """Average the logits of six views of each image: test-time augmentation (K. Jordan, airbench, 2024)
 
-    The image has weight 1/2, the image shifted up-left and down-right 1/4 each; mirror images count as much."""
+    The unshifted image has weight 1/2, the shifts up-left and down-right have 1/4 each;
+    each is averaged with its mirror image."""
     def __init__(self,
         model:nn.Module, # From images [N, C, H, W] to logits [N, n_classes]
         shift:int=1, # Shift in pixels; the border is reflected

@@ -26,8 +26,8 @@ __all__ = ['recipes', 'head_splitter', 'cifar_learner', 'Recipe', 'fit_schedule'
 def head_splitter(
     model:nn.Module # Any network
 ) -> L: # Parameters of the body, and of the head
-    "Return the last child with parameters as a group of its own, for `freeze`, `fine_tune` and `slice(lr)`"
-    children = [o for o in model.children() if any(True for _ in o.parameters())]
+    "Split the parameters into body and head, the last child with parameters, for `freeze`, `fine_tune` and `slice(lr)`"
+    children = [o for o in model.children() if list(o.parameters())]
     head = list(children[-1].parameters()) if len(children)>1 else []
     in_head = {id(p) for p in head}
     body = [p for p in model.parameters() if id(p) not in in_head]
@@ -43,10 +43,10 @@ def cifar_learner(
     metrics=accuracy, # Metrics of the validation set
     cbs=None, # Further callbacks
     model_args:dict|None=None, # Arguments of a model given by name, such as dict(norm='layer')
-    whiten:float|None=3., # Epochs that the bias of a whitening first layer is trained for; None does not whiten
+    whiten:float|None=3., # Number of epochs to train the bias of a whitening first layer; None disables whitening
     **kwargs # Further arguments of `Learner`
 ) -> Learner: # With a `History` at `learn.history`
-    """Return a `Learner` with callbacks for fast training on small images, which stops at a non-finite loss
+    """Return a `Learner` for small images, with callbacks that speed up training and stop it at a non-finite loss
 
     Raise `ValueError` for an unknown model."""
     if isinstance(model, str): model = create_model(model, dls.c, **(model_args or {}))
@@ -64,7 +64,7 @@ _old_values = dict(Interp='PiecewiseLinear', Step='MultiStep', hole='cutout', li
 
 def _current_names(d):
     "A recipe's dict with the current names"
-    policy,schedule = ({k: v for k,v in d[o].items()} for o in ('policy','schedule'))
+    policy,schedule = dict(d['policy']),dict(d['schedule'])
     d = {_old_fields.get(k, k): v for k,v in d.items()}
     if isinstance(d.get('precision'), bool): d['precision'] = 'auto' if d['precision'] else 'fp32'
     if 'published_fill' in policy:
@@ -86,7 +86,7 @@ class Recipe:
     drop_last:bool=False # Drop an incomplete last batch of the training set?
     schedule:PiecewiseLinear|OneCycle|Linear|MultiStep|Plateau=PiecewiseLinear() # Learning-rate schedule
     opt:str='sgd' # 'sgd', 'adam' or 'muon'
-    mom:float=.9 # Momentum of SGD, first beta of Adam
+    mom:float=.9 # Momentum of SGD and Muon, first beta of Adam
     nesterov:bool=False # Nesterov momentum, for 'sgd'?
     opt_args:dict = field(default_factory=dict) # For 'muon': learning rates of biases and head, see `muon_groups`
     wd:float=0. # Weight decay, for 'sgd' and 'adam'
@@ -94,12 +94,12 @@ class Recipe:
     label_smoothing:float=0. # Fraction of the target that is spread evenly over all classes
     l1:float=0. # Factor of an L1 penalty
     l1_form:str='sum' # 'sum' of absolute values, or 'mean' of each parameter tensor
-    whiten:float|None=None # Epochs that the bias of a whitening first layer is trained for; None without such a layer
+    whiten:float|None=None # Number of epochs to train the bias of a whitening first layer; None disables whitening
     progressive_resize:tuple|None=None # `start` and `until` of `ProgressiveResize`; None trains at full size
     stats:tuple|None=None # Mean and standard deviation for normalization; None computes them from the training set
-    tta_threshold:float=1. # Test-time augmentation of images predicted with a lower probability than this; 1 is all
+    tta_threshold:float=1. # Use TTA only for images predicted with a lower probability than this; 1 uses it for all
     precision:str='auto' # 'fp32', 'fp16', 'bf16', or 'auto' for the fastest on the device, see `precision_on`
-    compile:bool=False # Compile training steps, see `Compile`?
+    compile:bool=False # Compile training steps? See `Compile`
     valid:str|float='test' # Validation set: the test set, as published, or a fraction held out of the training set
     seed:int=0 # Seed of weights, order and augmentation
     reference_accuracy:float|None=None # Final test accuracy that `source` reports
@@ -134,7 +134,8 @@ class Recipe:
     def but(self, **changes) -> Recipe:
         """Return a copy with some fields changed
 
-        A change of the training clears `reference_accuracy`. Raise `ValueError` for an unknown field."""
+        Changing any field except name, source, seed and valid clears `reference_accuracy`.
+        Raise `ValueError` for an unknown field."""
         names = [f.name for f in fields(self)]
         for o in changes: look_up('field of Recipe', o, names)
         if set(changes)-{'name','source','seed','valid'}: changes.setdefault('reference_accuracy', None)
@@ -201,7 +202,7 @@ _add(Recipe('layernorm_resnet18', model='resnet18', model_args=dict(norm='layer'
     schedule=Plateau(.03, factor=.1, patience=2, threshold=1e-3, lr_min=1e-4), reference_accuracy=.8856,
     source='ResNet-18 with layer norm: 88.71% best, 88.56% final test accuracy, 40 epochs, published'))
 _add(Recipe('attention', model='attention_net', policy=policies['attention'], epochs=24, bs=512, precision='bf16',
-    opt='adam', l1=5e-4, l1_form='mean', seed=1, # with seed 0 the L1 penalty wins: see the report
+    opt='adam', l1=5e-4, l1_form='mean', seed=1, # with seed 0, the L1 penalty keeps it at 10 %
     schedule=OneCycle(.01, div=10, div_final=10, pct_start=5/24, mom=(.95,.85,.95)), reference_accuracy=.3853,
     source='Basic attention: 38.53% test accuracy, 24 epochs, published'))
 _add(Recipe('resnet18', model='resnet18', policy=policies['resnet18'], epochs=115, bs=128, wd=5e-4,
@@ -218,7 +219,7 @@ _add(recipes['speedrun'].but(name='speedrun_cpu', epochs=11, bs=500, schedule=Li
     progressive_resize=(.625,.6), model_args=dict(act='hardswish'),
     policy=policies['speedrun'].but(brightness=.14, contrast=.13),
     source='speedrun with batches that fit the caches of a CPU, the changes of the 2025 record '
-           'and progressive resizing, tuned on a tenth of the training set'))
+           'and progressive resizing, tuned on a held-out tenth of the training set'))
 _add(recipes['speedrun'].but(name='speedrun96', epochs=37, bs=1024, schedule=Linear(.17),
     opt_args=dict(bias_lr=54., head_lr=1370., bias_mom=.85, decay=1e-6), model_args=dict(widths=[128,384,512], depth=3),
     policy=policies['speedrun'].but(pad=4, cutout=12),
@@ -257,16 +258,17 @@ def dls(self:Recipe,
     path, # Folder of images, as for `image_dls`
     **kwargs # Further arguments of `image_dls`: device, engine, size, ...
 ) -> DataLoaders:
-    "Return the images of a folder with this recipe's augmentation, batch size, validation set, seed and statistics"
+    "Return `DataLoaders` for a folder with this recipe's augmentation, batch size, validation set, seed and statistics"
     names = ('policy','bs','drop_last','valid','seed','stats')
-    return image_dls(path, **{**{o: getattr(self, o) for o in names}, **kwargs})
+    own = {o: getattr(self, o) for o in names}
+    return image_dls(path, **(own|kwargs))
 
 @patch
 def learner(self:Recipe,
     dls:DataLoaders, # Images, as from `Recipe.dls`
     **kwargs # Arguments of `Learner`; model, loss_func, opt_func, splitter and metrics replace the recipe's
 ) -> Learner: # With the recipe at `learn.recipe` and a `History` at `learn.history`
-    """Return the `cifar_learner` of this recipe, and seed its weights
+    """Set the seed and return the `cifar_learner` of this recipe
 
     With an `opt_func` of your own, the parameters are one group unless `splitter` is given."""
     set_seed(self.seed)
@@ -281,7 +283,7 @@ def learner(self:Recipe,
     if self.progressive_resize: cbs.append(ProgressiveResize(*self.progressive_resize))
     if self.l1: cbs.append(L1Penalty(self.l1, self.l1_form))
     kwargs['cbs'] = cbs+L(kwargs.get('cbs'))
-    learn = cifar_learner(dls, model, **{**own, **kwargs})
+    learn = cifar_learner(dls, model, **(own|kwargs))
     learn.recipe,precision = self,self.precision_on(dls.device)
     if precision=='fp32': return learn
     return learn.to_fp16() if precision=='fp16' else learn.to_bf16()
@@ -292,7 +294,7 @@ def fit_schedule(
     lrs, # Learning rate of every step
     cbs # Callbacks, one of which sets the learning rates
 ) -> Learner: # The same learner
-    "Fit with tuned convolutions; together with the other processes that torchrun or accelerate launch started"
+    "Fit with tuned convolutions, on all processes under torchrun or accelerate launch"
     with contextlib.ExitStack() as contexts:
         contexts.enter_context(tuned_convolutions())
         if num_distrib()>1:

@@ -138,7 +138,7 @@ class SaveRun(FitCallback):
 
     def before_fit(self):
         self.n_before = len(self.learn.history.rows)
-        self.each = not any(isinstance(o, Checkpoints) for o in self.learn.cbs) # which have the weights of each epoch
+        self.each = not any(isinstance(o, Checkpoints) for o in self.learn.cbs) # they save the weights
         self._try('run.json', self.folder.update, state='running', reason=None, input=model_input(self.learn.dls))
 
     def _try(self, file, f, *args, **kwargs):
@@ -181,7 +181,7 @@ class SaveRun(FitCallback):
         plt.close(fig)
 
     def _non_finite(self):
-        "Name a loss of the last epoch or a tensor that is not finite; None if all are"
+        "Return the name of a non-finite loss or tensor, or None"
         rows = self.learn.history.rows
         for k,v in rows[-1].items() if rows else ():
             if 'loss' in k and not math.isfinite(v): return f'{k} of the last epoch'
@@ -189,7 +189,7 @@ class SaveRun(FitCallback):
             if v.is_floating_point() and not v.isfinite().all(): return k
 
     def finish(self, state, reason=None):
-        "Write what is left to write, and the state"
+        "Write the remaining files and the final state"
         if state=='done' and (name := self._non_finite()):
             state,reason = 'failed',f'{name} is not finite; train with a lower learning rate'
         if state=='failed': self._try('model.safetensors', self._save_checkpoint_weights)
@@ -233,7 +233,8 @@ def record(self:Run,
             saver.learn = learn
             if isinstance(e, Exception): saver._try('error.txt', self._add_error, e)
             state = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'failed'
-            saver.finish(state, f'{type(e).__name__}: {error_text(e)}')
+            reason = f'{type(e).__name__}: {error_text(e)}' if str(e) else type(e).__name__
+            saver.finish(state, reason)
             raise
     return learn
 
