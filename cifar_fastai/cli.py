@@ -74,6 +74,7 @@ def check_data(
     data:str|None # As for `data_path`
 ):
     "Raise `ValueError` for a file or folder that cannot be a folder of images. Names are looked up later"
+    if data in ('cifar10','digits'): return
     is_name = data is not None and len(Path(data).parts)==1
     check_folder('data', data, optional=is_name)
 
@@ -120,7 +121,7 @@ def cifar_train(
     out:str='runs', # Folder of all runs
 ):
     "Train recipes and save each run in its own folder"
-    options = locals()
+    options = dict(locals())
     _check_recipes(recipe)
     check_at_least(1, seeds=seeds, epochs=epochs, bs=bs)
     check_at_least(0, seed=seed)
@@ -156,7 +157,7 @@ def cifar_bench(
     plot:str=None, # Figure of accuracy over time (default: bench-<recipe>.png)
 ):
     "Measure throughput beside baselines, then time complete trainings"
-    options = locals()
+    options = dict(locals())
     if recipe: _check_recipes([recipe])
     check_at_least(1, n=n, rounds=rounds, steps=steps, bs=bs, epochs=epochs)
     check_at_least(0, warmup=warmup, seed=seed)
@@ -178,7 +179,7 @@ def cifar_explain(
     device:str=None, # cuda, cpu or mps (default: the best available)
 ):
     "Write a report of a run: mistakes, confusion, activation maps, calibration, robustness"
-    options = locals()
+    options = dict(locals())
     check_at_least(1, n=n)
     check_at_least(0, n_robust=n_robust, seed=seed)
     check_folder('images', images)
@@ -201,7 +202,7 @@ def cifar_eval(
     device:str='cpu', # cuda, cpu or mps; not for a file
 ):
     "Evaluate a model on labelled images: accuracy, calibration, accuracy by class"
-    options = locals()
+    options = dict(locals())
     look_up('--part', part, ('test','train'))
     check_data(data)
     call('evaluation.evaluate', options)
@@ -221,7 +222,7 @@ def cifar_export(
     licence:str='apache-2.0', # Licence of the weights, by its name on the Hugging Face Hub
 ):
     "Export a model into one folder: weights, model card, ONNX files"
-    options = locals()
+    options = dict(locals())
     check_name(name)
     check_data(data)
     check_folder('out', out, optional=True)
@@ -245,7 +246,7 @@ def cifar_resume(
     device:str=None, # cuda, cpu or mps (default: the run's)
 ):
     "Resume an interrupted run: the weights end up as without the interruption"
-    options = locals()
+    options = dict(locals())
     check_at_least(1, epochs=epochs)
     check_positive(lr_scale=lr_scale)
     check_data(data)
@@ -267,7 +268,7 @@ def cifar_runs(
     yes:store_true=False, # Do not ask
 ):
     "List, compare and delete runs"
-    options = locals()
+    options = dict(locals())
     check_at_least(1, keep=keep)
     check_folder('out', out, optional=True)
     call('commands.list_runs', options)

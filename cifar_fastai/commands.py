@@ -205,6 +205,7 @@ def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, devic
     "Train recipes, see `cifar_train`"
     precision = 'fp32' if fp32 else None
     changes = dict(epochs=epochs, bs=bs, seed=seed, valid=valid, precision=precision, compile=compile or None)
+    mute_other_ranks()
     rs = _recipes_to_train(recipe, model, lr, changes)
     check_device(device)
     training,runs,message = _Training(data_path(data)),[],None
@@ -235,6 +236,7 @@ def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, devic
 # %% ../nbs/24_commands.ipynb #2d35c1b7
 def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
     "Resume a run, see `cifar_resume`"
+    mute_other_ranks()
     check_device(device)
     run = find_run(run)
     model = (run.info.get('recipe') or {}).get('model')

@@ -68,6 +68,7 @@ def _plot_bench(rows, curves, title, plot):
 def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, device, fp32, compile, no_tta,
           speed_only, quick, csv, plot):
     "Measure a recipe, see `cifar_bench`"
+    mute_other_ranks()
     recipe = recipe or ('speedrun' if quick else 'davidnet')
     if quick: bs,epochs,n = bs or 64,epochs or 2,n or 2
     n = n or 3
@@ -92,7 +93,8 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, d
         if speed_only: raise ValueError('--speed-only measures one device. Start it without torchrun')
         notes.append(f'{num_distrib()} processes')
     else:
-        speeds = compare_speed(speed_baselines(r, path, interleaved, device), rounds, steps, warmup)
+        try: speeds = compare_speed(speed_baselines(r, path, interleaved, device), rounds, steps, warmup)
+        except NonFiniteLossError as e: raise ValueError(error_text(e)) from None
         dls = r.dls(path, device='cpu')
         mfu,n_train = _print_speeds(r, dls, device, speeds),len(dls.train_ds)
         del dls

@@ -290,7 +290,7 @@ class GradCAM:
                 if total.requires_grad: torch.autograd.grad(total, self.zero, allow_unused=True)
             seen = self.seen
         finally: self.seen = self.zero = None
-        if x.shape[-2:] not in self.centres: self.centres[x.shape[-2:]] = self._find_centres(x[:1])
+        if x.shape[-2:] not in self.centres: self.centres[x.shape[-2:]] = self._find_centres(x)
         return {o: self._map(o, seen.get(o, {}), x, score) for o in L(self.layer)},score
 
     def _map(self, layer, seen, x, score):
@@ -310,7 +310,7 @@ class GradCAM:
         # in the precision of the caller
         autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
         def rerun(mask=None, activations=None):
-            masked = x if mask is None else x*_unit_range(self._resize(layer, mask, x.shape[-2:]))[:,None]
+            masked = x if mask is None else x*_unit_range(self._resize(layer, mask, x.shape[-2:]))[:,None].to(x.dtype)
             def replace(m, inp, out):
                 if activations is None: return
                 # what `reshape` drops, such as class tokens, is kept

@@ -21,8 +21,8 @@ class _Part:
     def __init__(self, centres, key, i): self.centres,self.key,self.i = centres,key,i
 
 def _at(centres, positions):
-    "Return the centres at fractional positions, extrapolated outside"
-    if centres is None or len(centres)==1: return None if centres is None else centres[0]+0*positions
+    "Return the centres at fractional positions, extrapolated outside; None if they are not known"
+    if centres is None or len(centres)==1: return None
     lo = np.clip(np.floor(positions).astype(int), 0, len(centres)-2)
     return centres[lo]+(positions-lo)*(centres[lo+1]-centres[lo])
 
@@ -73,18 +73,19 @@ class CellCentres(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         res = func(*args, **(kwargs or {}))
-        out = res[0] if isinstance(res, (tuple,list)) and res else res
-        if isinstance(out, Tensor) and out.ndim:
-            axes = self._follow(func.overloadpacket.__name__, args, out)
-            if axes is not None: self.axes[out] = axes
+        for out in res if isinstance(res, (tuple,list)) else [res]:
+            if not isinstance(out, Tensor) or not out.ndim: continue
+            try: axes = self._follow(func.overloadpacket.__name__, args, out)
+            except (IndexError,TypeError,ValueError): axes = None # an unusual form of an operation
+            if axes is not None and [math.prod(f[0] for f in a) for a in axes]==list(out.shape): self.axes[out] = axes
         return res
 
     def _windows(self, x, out, position):
         "Return the axes of a convolution or pool; `position` maps (axis, output indices) to input positions"
         axes = self.axes[x][:-2]
         axes = axes[:-1]+[[(out.shape[-3],None)]] if len(axes) else axes
-        for i,axis in enumerate(self.axes[x][-2:]):
-            n,centres = out.shape[i-2],axis[0][1] if len(axis)==1 else None
+        for i,centres in enumerate(self.centres(x)[-2:]):
+            n = out.shape[i-2]
             axes.append([(n,_at(centres, position(i, np.arange(n))))])
         return axes
 
@@ -100,15 +101,17 @@ class CellCentres(TorchDispatchMode):
             if transposed: return self._windows(x, out, lambda i,o: (o+padding[i]-half[i])/stride[i])
             return self._windows(x, out, lambda i,o: o*stride[i]-padding[i]+half[i])
         if name in ('max_pool2d_with_indices','max_pool2d','avg_pool2d'):
-            kernel,options = _pair(args[1]),[_pair(o) if is_listy(o) else o for o in args[2:]]
-            stride = options[0] if options and options[0] else kernel
-            padding = options[1] if len(options)>1 else [0,0]
-            dilation = options[2] if len(options)>2 and name!='avg_pool2d' else [1,1]
+            kernel = _pair(args[1])
+            stride = _pair(args[2]) if len(args)>2 and args[2] else kernel
+            padding = _pair(args[3]) if len(args)>3 else [0,0]
+            dilation = _pair(args[4]) if len(args)>4 and name!='avg_pool2d' else [1,1]
             return self._windows(x, out, lambda i,o: o*stride[i]-padding[i]+dilation[i]*(kernel[i]-1)/2)
         if name.lstrip('_').startswith(('adaptive','upsample')):
-            ratio = [x.shape[i-2]/out.shape[i-2] for i in range(2)]
-            if 'upsample' in name: return self._windows(x, out, lambda i,o: (o+.5)*ratio[i]-.5)
-            return self._windows(x, out, lambda i,o: (np.floor(o*ratio[i])+np.ceil((o+1)*ratio[i])-1)/2)
+            n,to = x.shape[-2:],out.shape[-2:]
+            if 'adaptive' in name: return self._windows(x, out, lambda i,o: (o*n[i]//to[i]-(-(o+1)*n[i]//to[i])-1)/2)
+            aligned = ('linear' in name or 'cubic' in name) and len(args)>2 and args[2] is True
+            if aligned: return self._windows(x, out, lambda i,o: o*(n[i]-1)/max(1, to[i]-1))
+            return self._windows(x, out, lambda i,o: (o+.5)*n[i]/to[i]-.5)
         if name.endswith(('_pad_nd','_pad2d')):
             left = {x.ndim-1-i: p for i,p in enumerate(args[1][::2])}
             moved = [np.arange(n)-left.get(i, 0) for i,n in enumerate(out.shape)]
@@ -119,6 +122,10 @@ class CellCentres(TorchDispatchMode):
             kept = None if centres is None else centres[slice(start, end, step)]
             return [[(out.shape[i],kept)] if i==dim%x.ndim else a for i,a in enumerate(axes)]
         if name=='select': return [a for i,a in enumerate(axes) if i!=args[1]%x.ndim]
+        if name=='flip':
+            flipped = [o%x.ndim for o in args[1]]
+            return [[(len(c),c[::-1])] if i in flipped and c is not None else a
+                    for i,(c,a) in enumerate(zip(self.centres(x), axes))]
         if name=='permute': return [axes[i] for i in args[1]]
         if name in ('transpose','t'):
             i,j = args[1:] or (0,1)
@@ -135,19 +142,25 @@ class CellCentres(TorchDispatchMode):
 
     def _cat(self, args, out):
         "Return mean coordinates: patches that are merged have neighbouring cells as channels"
-        tensors,dim = args[0],(args[1] if len(args)>1 else 0)%out.ndim
-        every = [self.centres(o) for o in tensors]
-        means = [None if any(c[i] is None for c in every) else np.mean([c[i] for c in every], 0)
-                 for i in range(out.ndim) if i!=dim]
+        dim = (args[1] if len(args)>1 else 0)%out.ndim
+        every = [self.centres(o) for o in args[0] if o.ndim==out.ndim]
+        means = []
+        for i in range(out.ndim):
+            known = [c[i] for c in every if c[i] is not None]
+            if i!=dim: means.append(np.mean(known, 0) if known else None)
         means.insert(dim, None)
         return [[(n,c)] for n,c in zip(out.shape, means)]
 
     def _elementwise(self, tensors, out):
-        for x in tensors:
-            if x.shape==out.shape: return self.axes[x]
-        for x in tensors:
-            if x.ndim==out.ndim: # broadcast, or reduced along some axes
-                return [a if n==m else [(m,None)] for a,n,m in zip(self.axes[x], x.shape, out.shape)]
+        "Return for each axis the coordinates of the first tensor that has some; others are broadcast or reduced"
+        same = [o for o in tensors if o.ndim==out.ndim]
+        if not same: return None
+        res = []
+        for i,n in enumerate(out.shape):
+            axes = [self.axes[o][i] for o in same if o.shape[i]==n]
+            known = [a for a in axes if any(c is not None for _,c in a)]
+            res.append((known or axes or [[(n,None)]])[0])
+        return res
 
 # %% ../nbs/13_placement.ipynb #3005929a
 def _weights(
@@ -155,8 +168,9 @@ def _weights(
     n:int, # Number of cells
     to:int # Number of pixels
 ) -> Tensor: # [to, n]
-    if centres is None: centres = (np.arange(n)+.5)*to/n-.5
-    columns = [np.interp(np.arange(to), centres, o) for o in np.eye(n)]
+    if centres is None or len(set(centres))<n: centres = (np.arange(n)+.5)*to/n-.5
+    order = np.argsort(centres) # a network may flip its maps
+    columns = [np.interp(np.arange(to), np.array(centres)[order], o[order]) for o in np.eye(n)]
     return torch.from_numpy(np.stack(columns, 1)).float()
 
 def resample(

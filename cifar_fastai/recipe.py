@@ -20,17 +20,17 @@ from .cpu import MallocTuning
 from .precision import *
 
 # %% auto #0
-__all__ = ['recipes', 'head_splitter', 'cifar_learner', 'Recipe', 'fit_schedule']
+__all__ = ['recipes', 'head_splitter', 'cifar_learner', 'current_names', 'Recipe', 'fit_schedule']
 
 # %% ../nbs/12_recipe.ipynb #2316604a
 def head_splitter(
     model:nn.Module # Any network
-) -> L: # Parameters of the body, and of the head
+) -> L: # Trainable parameters of the body, and of the head
     "Split the parameters into body and head, the last child with parameters, for `freeze`, `fine_tune` and `slice(lr)`"
-    children = [o for o in model.children() if list(o.parameters())]
-    head = list(children[-1].parameters()) if len(children)>1 else []
+    children = [o for o in model.children() if trainable_params(o)]
+    head = trainable_params(children[-1]) if len(children)>1 else []
     in_head = {id(p) for p in head}
-    body = [p for p in model.parameters() if id(p) not in in_head]
+    body = [p for p in trainable_params(model) if id(p) not in in_head]
     return L(body, head) if head else L([body])
 
 def cifar_learner(
@@ -62,17 +62,21 @@ _old_fields = dict(half='precision', small='progressive_resize', unsure='tta_thr
 _old_policy = dict(hole='cutout', hole_p='cutout_p', alternate='alternating_flip', published_fill='fill')
 _old_values = dict(Interp='PiecewiseLinear', Step='MultiStep', hole='cutout', light='brightness_contrast')
 
-def _current_names(d):
-    "A recipe's dict with the current names"
-    policy,schedule = dict(d['policy']),dict(d['schedule'])
+def current_names(
+    d:dict # A recipe as `Recipe.to_dict` writes it, or a part of it
+) -> dict:
+    "Return the dict of a recipe that version 0.1.0 may have written, with the names of this version"
     d = {_old_fields.get(k, k): v for k,v in d.items()}
     if isinstance(d.get('precision'), bool): d['precision'] = 'auto' if d['precision'] else 'fp32'
-    if 'published_fill' in policy:
-        policy['published_fill'] = 'normalized_mean' if policy['published_fill'] else 'mean'
-    policy = {_old_policy.get(k, k): v for k,v in policy.items()}
-    if 'order' in policy: policy['order'] = [_old_values.get(o, o) for o in policy['order']]
-    schedule['kind'] = _old_values.get(schedule['kind'], schedule['kind'])
-    return {**d, 'policy': policy, 'schedule': schedule}
+    if isinstance(d.get('schedule'), dict):
+        kind = d['schedule'].get('kind')
+        d['schedule'] = {**d['schedule'], 'kind': _old_values.get(kind, kind)}
+    if isinstance(d.get('policy'), dict):
+        policy = {_old_policy.get(k, k): v for k,v in d['policy'].items()}
+        if isinstance(policy.get('fill'), bool): policy['fill'] = 'normalized_mean' if policy['fill'] else 'mean'
+        if 'order' in policy: policy['order'] = [_old_values.get(o, o) for o in policy['order']]
+        d['policy'] = policy
+    return d
 
 @dataclass(frozen=True)
 class Recipe:
@@ -154,7 +158,7 @@ class Recipe:
         Raise `ValueError` for fields, models or schedules that do not exist."""
         def tuples(o): return tuple(map(tuples, o)) if isinstance(o, list) else o
         try:
-            d = {k: tuples(v) for k,v in _current_names(d).items()}
+            d = {k: tuples(v) for k,v in current_names(d).items()}
             schedule = {k: tuples(v) for k,v in d['schedule'].items()}
             kind = look_up('schedule', schedule.pop('kind'), schedules)
             policy = Policy(**{k: tuples(v) for k,v in d['policy'].items()})

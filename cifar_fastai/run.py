@@ -73,10 +73,15 @@ class Run:
     def info(self) -> dict:
         "The content of `run.json`"
         file = self.path/'run.json'
-        try: return json.loads(file.read_text(encoding='utf-8'))
+        try: info = json.loads(file.read_text(encoding='utf-8'))
         except FileNotFoundError:
             raise FileNotFoundError(f'{self.path}: not a run folder, run.json is missing') from None
         except ValueError: raise ValueError(f'{file}: corrupt') from None
+        # recipes that version 0.1.0 wrote have other names
+        if isinstance(info.get('recipe'), dict): info['recipe'] = current_names(info['recipe'])
+        if info.get('then'): info['then'] = [current_names(o) for o in info['then']]
+        if isinstance(info.get('dls'), dict): info['dls'] = current_names(info['dls'])
+        return info
 
     def update(self, **info):
         "Change entries of `run.json`"

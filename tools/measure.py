@@ -99,7 +99,7 @@ def save_line(a, row, recipe, name, seed, **line):
     "Write what was measured, with what it depends on: the last file of each measurement"
     device = default_device()
     versions = {o.__name__: o.__version__ for o in (torch, fastai, cifar_fastai)}
-    about = dict(data=a.data, device=device_name(device), precision=recipe.precision(device), versions=versions,
+    about = dict(data=a.data, device=device_name(device), precision=recipe.precision_on(device), versions=versions,
                  commit=a.commit or git_commit(), date=time.strftime('%Y-%m-%d'), recipe=recipe.to_dict())
     line = {k: v.item() if hasattr(v, 'item') else v for k,v in line.items()} # numpy's numbers
     write(done_file(a.out, name, seed), json.dumps(dict(name=name, seed=seed, kind=row.kind, **line, **about)))
