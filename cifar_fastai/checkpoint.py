@@ -181,7 +181,7 @@ class Checkpoints(FitCallback):
         keep:int=2, # Number of latest checkpoints to keep
         monitor:str|None='valid_accuracy', # Metric whose best checkpoint is kept, too, see `epoch_metrics`
         replan:bool=False, # Resume with another number of epochs, and the schedule of that number?
-        lr_scale:float=1., # Factor on all learning rates from here on
+        lr_scale:float=1., # Factor on all learning rates after resuming
         max_rollbacks:int=0, # Maximum number of rollbacks, each to the last finite checkpoint after a non-finite loss
         rollback_scale:float=.5, # Factor on all learning rates after each rollback
         command:str='', # Shell command that resumes the training, for error messages and `crash.txt`
@@ -196,7 +196,7 @@ class Checkpoints(FitCallback):
             if v is not None and not 0<v<math.inf: raise ValueError(f'Checkpoints: {nm}={v}, expected a number above 0')
         store_attr(but='folder,returns,return_scale')
         self.folder = Path(folder).expanduser()
-        self.seconds = 0. # that the training waited
+        self.seconds = 0. # seconds that training waited for checkpoints
         self._undo = ExitStack()
 
     def before_fit(self):
@@ -356,7 +356,7 @@ class Checkpoints(FitCallback):
         start = time.perf_counter()
         self._settle()
         learn,rec = self.learn,self.learn.recorder
-        states = {nm: _get_state(cb) for nm,cb in _stateful(learn).items()} # on all ranks, because some sum over them
+        states = {nm: _get_state(cb) for nm,cb in _stateful(learn).items()} # all ranks: some reduce their state
         if self._rank: return
         scaler = getattr(learn, 'scaler', None)
         smooth = [rec.smooth_loss.count,rec.smooth_loss.val]
@@ -472,7 +472,7 @@ class Checkpoints(FitCallback):
         return False
 
     def _report(self, e):
-        "Append where the training stopped and how to resume it to `crash.txt`, and to the error itself"
+        "Write where the training stopped and how to resume it to `crash.txt`, and add it to the error as a note"
         try:
             learn,names = self.learn,[o['path'].name for o in checkpoints(self.folder)]
             message = str(e).split('\n\t')[-1] # fastai writes a line before it

@@ -39,10 +39,10 @@ def start_processes(
     atexit.register(teardown_distrib)
 
 def on_rank0(
-    f, # Function without arguments, called in rank 0 only
+    f, # Function without arguments, called on rank 0 only
     device=None # As for `start_processes`
 ): # The result of `f`
-    "Call `f` in rank 0 and return its result in all processes. Raise its exception in all of them"
+    "Call `f` on rank 0 and return its result in all processes. Raise its exception in all of them"
     if num_distrib()<2: return f()
     start_processes(device)
     result,error = None,None
