@@ -60,7 +60,7 @@ def wrong(fn):
     sources = [source(c) for c in nb['cells']]
     markdown = [source(c) for c in nb['cells'] if c['cell_type']=='markdown']
     outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
-    paths = [str(Path.home())+'/','/root/','/home/']
+    paths = [str(Path.home())+'/','/root/','/home/','site-packages/']
     first = sources[0]
     if not ('#| hide' in first and 'pip install' in first and '/content' in first):
         yield 'the first cell does not install the package on Colab'
