@@ -257,8 +257,8 @@ def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
 
 # %% ../nbs/24_commands.ipynb #759e4e37
 def _runs_to_print(table):
-    percent = {k: [f'{o:.2%}' if o==o else '' for o in table[k]] for k in ('final','best')}
-    seconds = [duration(o) if o==o else '' for o in table.seconds]
+    percent = {k: [f'{o:.2%}' if pd.notna(o) else '' for o in table[k]] for k in ('final','best')}
+    seconds = [duration(o) if pd.notna(o) else '' for o in table.seconds]
     reason = table.reason.str.split('\n').str[0].str.slice(0,70)
     return table.assign(**percent, seconds=seconds, reason=reason).to_string()
 
