@@ -100,6 +100,7 @@ class Recipe:
     l1_form:str='sum' # 'sum' of absolute values, or 'mean' of each parameter tensor
     whiten:float|None=None # Number of epochs to train the bias of a whitening first layer; None disables whitening
     progressive_resize:tuple|None=None # `start` and `until` of `ProgressiveResize`; None trains at full size
+    weight_average:tuple|None=None # `start`, `decay` and `every` of `WeightAverage`; None keeps the last weights
     stats:tuple|None=None # Mean and standard deviation for normalization; None computes them from the training set
     tta_threshold:float=1. # Use TTA only for images predicted with a lower probability than this; 1 uses it for all
     precision:str='auto' # 'fp32', 'fp16', 'bf16', or 'auto' for the fastest on the device, see `precision_on`
@@ -132,6 +133,7 @@ class Recipe:
         resize = self.progressive_resize
         check(resize is None or len(resize)==2 and all(0<o<=1 for o in resize), 'progressive_resize',
               'two fractions above 0, at most 1, such as (.625,.6), or None')
+        if self.weight_average: WeightAverage(*self.weight_average)
         check(0<=self.tta_threshold<=1, 'tta_threshold', 'a probability from 0 to 1')
         check(self.opt in ('sgd','adam','muon'), 'opt', "'sgd', 'adam' or 'muon'")
 
@@ -285,6 +287,7 @@ def learner(self:Recipe,
         mode = 'reduce-overhead' if torch.device(dls.device).type=='cuda' else 'default'
         cbs.append(Compile(mode=mode, dynamic=False))
     if self.progressive_resize: cbs.append(ProgressiveResize(*self.progressive_resize))
+    if self.weight_average: cbs.append(WeightAverage(*self.weight_average))
     if self.l1: cbs.append(L1Penalty(self.l1, self.l1_form))
     kwargs['cbs'] = cbs+L(kwargs.get('cbs'))
     learn = cifar_learner(dls, model, **(own|kwargs))

@@ -105,16 +105,18 @@ class Linear(Schedule):
     pct_start:float=0. # Fraction of the training on the way up
     start:float=.2 # Start at this fraction of the highest rate, unless `pct_start` is 0
     end:float=0. # End at this fraction of the highest rate
+    until:float=1. # Fraction of the training at which the end is reached; the rate stays there
 
     def __post_init__(self):
-        for field in ('pct_start','start','end'):
+        for field in ('pct_start','start','end','until'):
             self._check(_within(getattr(self, field), 0, 1), field, 'a fraction from 0 to 1')
+        self._check(self.until>=self.pct_start and self.until>0, 'until', 'a fraction above 0, at least pct_start')
 
     def lrs(self, epochs, steps):
+        at,factors = [0,self.until],[1,self.end]
+        if self.pct_start: at,factors = [0,self.pct_start,self.until],[self.start,1,self.end]
         n = epochs*steps
-        at,factors = [0,n],[1,self.end]
-        if self.pct_start: at,factors = [0,self.pct_start*n,n],[self.start,1,self.end]
-        return self.lr*np.interp(np.arange(n), at, factors)
+        return self.lr*np.interp(np.arange(n), np.array(at)*n, factors)
 
 # %% ../nbs/08_schedule.ipynb #69266cc1
 @dataclass(frozen=True)
