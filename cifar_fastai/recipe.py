@@ -249,6 +249,20 @@ def lrs(self:Recipe,
     return self.schedule.lrs(self.epochs, steps_per_epoch)
 
 @patch
+def with_lr(self:Recipe,
+    lr:float # Highest learning rate
+) -> Recipe:
+    "Return the recipe with its schedule scaled to another highest learning rate"
+    s = self.schedule
+    field = 'lr_max' if isinstance(s, OneCycle) else 'lr'
+    if not hasattr(s, field):
+        raise ValueError(f'with_lr: the schedule {type(s).__name__} has no field lr; set another one with `but`')
+    changes = {field: lr}
+    if isinstance(s, PiecewiseLinear): changes = dict(lr=tuple(o*lr/max(s.lr) for o in s.lr))
+    if isinstance(s, Plateau): changes['lr_min'] = s.lr_min*lr/s.lr
+    return self.but(schedule=replace(s, **changes))
+
+@patch
 def plot_lrs(self:Recipe,
     steps_per_epoch:int=98, # Steps in an epoch
     ax=None # Axes to draw on; None makes new ones
