@@ -103,7 +103,7 @@ def _get_states(learn):
     res = {}
     for name,cb in _named_callbacks(learn).items():
         if hasattr(type(cb), 'load_state_dict'): res[name] = cb.state_dict()
-        else: res[name] = {k: v for k,v in vars(cb).items() if k in _tracked and isinstance(v, Number)}
+        elif state := {k: v for k,v in vars(cb).items() if k in _tracked and isinstance(v, Number)}: res[name] = state
     return res
 
 def _set_states(learn, states):

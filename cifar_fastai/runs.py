@@ -20,7 +20,7 @@ from .checkpoint import *
 from .run import *
 
 # %% auto #0
-__all__ = ['train_runs', 'by_recipe', 'summarise', 'paired_comparison', 'resume', 'find_runs', 'runs_table', 'plot_runs',
+__all__ = ['train_runs', 'find_runs', 'runs_table', 'by_recipe', 'summarise', 'paired_comparison', 'resume', 'plot_runs',
            'compare_recipes', 'prunable', 'prune_runs']
 
 # %% ../nbs/19_runs.ipynb #01a52dc3
@@ -72,7 +72,43 @@ def train_runs(
                 if run.checkpoints(): print(f'To resume: {run.resume_command}')
             yield run
 
+# %% ../nbs/19_runs.ipynb #2f05d248
 def _recipe(info): return info.get('recipe') or {}
+
+def find_runs(
+    root='runs' # Folder of all runs
+) -> list: # `Run`s, the oldest first
+    "Find the runs in a folder; warn of those whose `run.json` is corrupt"
+    res = []
+    for o in Path(root).expanduser().glob('[!.]*/run.json'):
+        run = Run(o.parent)
+        try: res.append((run.info.get('started', ''), run.info.get('started_ns', 0), run.path.name, run))
+        except ValueError as e: warnings.warn(str(e))
+    return [o[-1] for o in sorted(res, key=lambda o: o[:3])]
+
+def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [*map(Run, runs)]
+
+def runs_table(
+    runs='runs' # `Run`s, or the folder of all
+) -> pd.DataFrame: # A row for each run: recipe, data, seed, state, epochs, accuracies, seconds, start and reason
+    """Return runs as a table
+
+    Filter and sort it with pandas: `runs_table().query('state=="done"').sort_values('final')`."""
+    columns = ['recipe','data','seed','state','epochs','planned','final','best','seconds','started','reason']
+    names,rows = [],[]
+    for run in _runs(runs):
+        info = run.info
+        recipe = _recipe(info)
+        planned = sum(o.get('epochs', 0) for o in [recipe, *(info.get('then') or [])])
+        row = dict(recipe=recipe.get('name', ''), data=info.get('data', ''), seed=recipe.get('seed'), state=run.state,
+                   epochs=0, planned=planned, final=math.nan, best=math.nan, seconds=math.nan,
+                   started=info.get('started', ''), reason=info.get('reason') or '')
+        if (run.path/'history.csv').exists() and len(df := run.history()):
+            row.update(epochs=len(df), final=df.valid_accuracy.iloc[-1], best=df.valid_accuracy.max())
+            if 'seconds' in df: row['seconds'] = df.seconds.sum()
+        names.append(run.path.name)
+        rows.append(row)
+    return pd.DataFrame(rows, pd.Index(names, name='run'), columns)
 
 def by_recipe(
     runs # `Run`s, or their folders
@@ -82,10 +118,10 @@ def by_recipe(
     for run in map(Run, runs):
         info = run.info
         recipe = {k: v for k,v in _recipe(info).items() if k!='seed'}
-        loaded = {k: v for k,v in info.get('dls', {}).items() if k not in ('device','num_workers','cache','seed')}
-        images,takes = info.get('images'),info.get('input') or {}
+        loading = {k: v for k,v in info.get('dls', {}).items() if k not in ('device','num_workers','cache','seed')}
+        images,inputs = info.get('images'),info.get('input') or {}
         if images: images = os.path.realpath(images)
-        key = [recipe,loaded,info.get('then'),info.get('data'),images,takes.get('classes'),takes.get('size')]
+        key = [recipe,loading,info.get('then'),info.get('data'),images,inputs.get('classes'),inputs.get('size')]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     res = {}
     for group in groups.values():
@@ -224,41 +260,6 @@ def resume(
         return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), args)
 
 # %% ../nbs/19_runs.ipynb #aa2a09ca
-def find_runs(
-    root='runs' # Folder of all runs
-) -> list: # `Run`s, the oldest first
-    "Find the runs in a folder; warn of those whose `run.json` is corrupt"
-    res = []
-    for o in Path(root).expanduser().glob('[!.]*/run.json'):
-        run = Run(o.parent)
-        try: res.append((run.info.get('started', ''), run.info.get('started_ns', 0), run.path.name, run))
-        except ValueError as e: warnings.warn(str(e))
-    return [o[-1] for o in sorted(res, key=lambda o: o[:3])]
-
-def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [*map(Run, runs)]
-
-def runs_table(
-    runs='runs' # `Run`s, or the folder of all
-) -> pd.DataFrame: # A row for each run: recipe, data, seed, state, epochs, accuracies, seconds, start and reason
-    """Return runs as a table
-
-    Filter and sort it with pandas: `runs_table().query('state=="done"').sort_values('final')`."""
-    columns = ['recipe','data','seed','state','epochs','planned','final','best','seconds','started','reason']
-    names,rows = [],[]
-    for run in _runs(runs):
-        info = run.info
-        recipe = _recipe(info)
-        planned = sum(o.get('epochs', 0) for o in [recipe, *(info.get('then') or [])])
-        row = dict(recipe=recipe.get('name', ''), data=info.get('data', ''), seed=recipe.get('seed'), state=run.state,
-                   epochs=0, planned=planned, final=math.nan, best=math.nan, seconds=math.nan,
-                   started=info.get('started', ''), reason=info.get('reason') or '')
-        if (run.path/'history.csv').exists() and len(df := run.history()):
-            row.update(epochs=len(df), final=df.valid_accuracy.iloc[-1], best=df.valid_accuracy.max())
-            if 'seconds' in df: row['seconds'] = df.seconds.sum()
-        names.append(run.path.name)
-        rows.append(row)
-    return pd.DataFrame(rows, pd.Index(names, name='run'), columns)
-
 def plot_runs(
     runs, # `Run`s, or their folders; or the folder of all
     fig=None # matplotlib figure to draw on; None creates one
