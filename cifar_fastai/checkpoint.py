@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 
 # %% ../nbs/16_checkpoint.ipynb #343ba872
 from __future__ import annotations
-import hashlib,io,json,os,pickle,shutil,signal,threading,time,warnings
+import hashlib,io,json,os,pickle,shutil,signal,tempfile,threading,time,warnings
 from collections import Counter,deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,70 +19,63 @@ from .schedule import *
 
 # %% auto #0
 __all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'epoch_metrics', 'checkpoints', 'intact_checkpoints',
-           'find_checkpoint', 'Checkpoints']
+           'find_checkpoint', 'create_folder', 'lock_folder', 'Checkpoints']
 
 # %% ../nbs/16_checkpoint.ipynb #39d48cde
 class CheckpointError(RuntimeError):
-    "A checkpoint that cannot be used. The message names the file, what is wrong with it and what to do"
+    "A checkpoint that is missing, corrupt, or of another training"
 
 def write_checkpoint(
-    folder, # Folder of all checkpoints of a training
-    name:str, # Name of this checkpoint
+    folder, # Folder of all checkpoints of a training, created if missing
+    name:str, # Name of this checkpoint; one of the same name is replaced
     model:dict, # Tensors by name
     state:dict, # Tensors, numbers, strings, and lists and dicts of them
     **about # Further entries of the manifest, such as epoch and step
 ) -> Path: # Folder of the checkpoint
-    "Write a checkpoint atomically. After an error, earlier checkpoints are unchanged and no partial one is left"
-    folder = Path(folder).expanduser()
-    final,temporary,old = folder/name,folder/f'.{name}.{os.getpid()}',folder/f'.{name}.old'
-    buffer = io.BytesIO()
+    "Write a checkpoint atomically: an error leaves earlier checkpoints unchanged, and no partial one"
+    folder,buffer = Path(folder).expanduser(),io.BytesIO()
     torch.save(state, buffer)
     tensors = {k: v.detach().cpu().contiguous() for k,v in model.items()}
     files = {'model.safetensors': tensor_bytes(tensors), 'state.pt': buffer.getvalue()}
-    about['files'] = {k: dict(bytes=len(v), sha256=hashlib.sha256(v).hexdigest()) for k,v in files.items()}
+    about['files'] = {k: dict(sha256=hashlib.sha256(v).hexdigest()) for k,v in files.items()}
     files['manifest.json'] = json.dumps(about, indent=1).encode()
-    try:
-        temporary.mkdir(parents=True)
-        shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{name}.', dir=folder, ignore_cleanup_errors=True) as temporary:
+        final,new,old = folder/name,Path(temporary)/'new',Path(temporary)/'old'
+        new.mkdir()
         for k,v in files.items():
-            (temporary/k).write_bytes(v)
-            flush_to_disk(temporary/k)
-        if final.exists(): os.replace(final, old) # a folder cannot be replaced in one step
-        atomic_replace(temporary, final)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        if old.exists() and not final.exists(): os.replace(old, final)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            (new/k).write_bytes(v)
+            flush_to_disk(new/k)
+        if final.exists(): final.replace(old) # a folder cannot be replaced in one step
+        try: atomic_replace(new, final)
+        except BaseException:
+            if old.exists() and not final.exists(): old.replace(final)
+            raise
     return final
+
+def _load_state(data): return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
 
 def read_checkpoint(
     path # Folder of the checkpoint
 ) -> tuple: # Tensors of the model by name, state, manifest
-    "Load and verify a checkpoint without executing anything in it. Raise `CheckpointError` if that fails"
-    path,data = Path(path).expanduser(),[]
+    "Verify and load a checkpoint without executing anything in it. Raise `CheckpointError` if it is corrupt"
+    path,loaded = Path(path).expanduser(),[]
+    file = path/'manifest.json'
     try:
-        manifest = json.loads((path/'manifest.json').read_text(encoding='utf-8'))
-        entries = [(k,manifest['files'][k]) for k in ('model.safetensors','state.pt')]
-        expected = [(path/k,o['bytes'],o['sha256']) for k,o in entries]
-    except FileNotFoundError: raise CheckpointError(f'{path}: not a checkpoint, manifest.json is missing') from None
-    except (ValueError,KeyError,TypeError): raise CheckpointError(f'{path/"manifest.json"}: corrupt') from None
-    for file,size,sha in expected:
-        try: content = file.read_bytes()
-        except FileNotFoundError: raise CheckpointError(f'{file}: missing') from None
-        n = len(content)
-        if n!=size: raise CheckpointError(f'{file}: {n:,} bytes, expected {size:,}; it was truncated or replaced')
-        if hashlib.sha256(content).hexdigest()!=sha:
-            raise CheckpointError(f'{file}: corrupt or replaced, its SHA-256 differs from the manifest')
-        data.append(content)
-    file = path/'state.pt'
-    try:
-        state = torch.load(io.BytesIO(data[1]), map_location='cpu', weights_only=True)
-        file = path/'model.safetensors'
-        return load_tensors(data[0]),state,manifest
+        manifest = json.loads(file.read_text(encoding='utf-8'))
+        hashes = {k: o['sha256'] for k,o in manifest['files'].items()}
+        for name,load in (('model.safetensors',load_tensors),('state.pt',_load_state)):
+            file = path/name
+            data = file.read_bytes()
+            if hashlib.sha256(data).hexdigest()!=hashes[name]:
+                raise CheckpointError(f'{file}: truncated or modified, its SHA-256 differs from the manifest')
+            loaded.append(load(data))
+        return *loaded,manifest
+    except CheckpointError: raise
+    except FileNotFoundError: raise CheckpointError(f'{file}: missing') from None
     except pickle.UnpicklingError:
         raise CheckpointError(f'{file}: disallowed type; only tensors, numbers and strings are loaded') from None
-    except Exception as e: raise CheckpointError(f'{file}: invalid format ({type(e).__name__})') from None
+    except Exception as e: raise CheckpointError(f'{file}: corrupt, or invalid format ({type(e).__name__})') from None
 
 # %% ../nbs/16_checkpoint.ipynb #9b500f59
 def _to_cpu(o, where='state'):
@@ -93,31 +86,31 @@ def _to_cpu(o, where='state'):
     if isinstance(o, np.generic): return o.item()
     if o is None or isinstance(o, (bool,int,float,str)): return o
     raise TypeError(f'Checkpoints: {where} has the unsupported type {type(o).__name__}; '
-                    'expected tensors, numbers, strings, and lists and dicts of them')
+                    'use tensors, numbers, strings, and lists and dicts of them')
 
 _tracked = ('best','wait','count') # attributes of fastai's trackers and of `GradientAccumulation`
 
-def _stateful(learn):
-    "Callbacks with a state by class name; a second one of the same class gets a number"
+def _named_callbacks(learn):
+    "Return the callbacks by class name; a second one of the same class gets a number"
     res,seen = {},Counter()
     for cb in learn.cbs.sorted('order'):
-        nm = type(cb).__name__
-        seen[nm] += 1
-        if nm in ('Recorder','Checkpoints'): continue
-        if seen[nm]>1: nm = f'{nm}-{seen[nm]}'
-        tracks = any(isinstance(vars(cb).get(k), (int,float)) for k in _tracked)
-        if tracks or hasattr(type(cb), 'load_state_dict'): res[nm] = cb
+        name = type(cb).__name__
+        seen[name] += 1
+        res[name if seen[name]==1 else f'{name}-{seen[name]}'] = cb
     return res
 
-def _get_state(cb):
-    if hasattr(type(cb), 'load_state_dict'): return cb.state_dict()
-    return {k: vars(cb)[k] for k in _tracked if k in vars(cb)}
+def _get_states(learn):
+    res = {}
+    for name,cb in _named_callbacks(learn).items():
+        if hasattr(type(cb), 'load_state_dict'): res[name] = cb.state_dict()
+        elif state := {k: v for k,v in vars(cb).items() if k in _tracked and isinstance(v, Number)}: res[name] = state
+    return res
 
 def _set_states(learn, states):
-    for nm,cb in _stateful(learn).items():
-        if nm not in states: continue
-        if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(deepcopy(states[nm]))
-        else: vars(cb).update(states[nm])
+    for name,cb in _named_callbacks(learn).items():
+        if name not in states: continue
+        if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(deepcopy(states[name]))
+        else: vars(cb).update(states[name])
 
 def epoch_metrics(
     learn:Learner # During or after a fit
@@ -155,18 +148,36 @@ def find_checkpoint(
     command:str='' # Shell command that resumes the training, for the error message
 ) -> tuple: # Folder of the checkpoint, tensors of the model by name, state
     "Load a checkpoint of a training. Raise `CheckpointError`, which names the last intact checkpoint, if that fails"
-    paths = [o['path'] for o in checkpoints(folder)]
-    if isinstance(name, str): wanted = Path(folder).expanduser()/name
-    else: wanted = paths[-1] if paths else None
-    if wanted not in paths:
-        which = '' if name is True else f' {name!r}'
-        raise CheckpointError(f'{folder}: no checkpoint{which}; there are {", ".join(o.name for o in paths) or "none"}')
-    try: return wanted,*read_checkpoint(wanted)[:2]
+    names = [o['path'].name for o in checkpoints(folder)]
+    if not names: raise CheckpointError(f'{folder}: no checkpoint in this folder; start the training without `resume`')
+    if name is True: name = names[-1]
+    if name not in names: raise CheckpointError(f'{folder}: no checkpoint {name!r}; there are {", ".join(names)}')
+    path = Path(folder).expanduser()/name
+    try: return path,*read_checkpoint(path)[:2]
     except CheckpointError as e: error = e
     intact = next((o[0].name for o in intact_checkpoints(folder)), None)
-    if intact is None: raise CheckpointError(f'{error}. No other checkpoint is intact')
+    if not intact: raise CheckpointError(f'{error}. No other checkpoint is intact; start a new training')
     resume = f'{command} --checkpoint {intact}' if command else f'resume={intact!r}'
     raise CheckpointError(f'{error}. Checkpoint {intact} is intact: resume from it with {resume}')
+
+def create_folder(
+    folder:Path # Folder to create if missing
+):
+    "Create a folder. Raise `OSError` if it cannot be written"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e: # with a single argument, because fastai shows the first one only
+        raise OSError(f'{folder}: cannot be written ({e.strerror}); choose another folder') from e
+
+def lock_folder(
+    lock # `FileLock` of a file in the folder
+): # Context manager that releases the lock
+    "Lock a folder. Raise `RuntimeError` if another process has locked it"
+    try: return lock.acquire(timeout=1)
+    except Timeout:
+        raise RuntimeError(f'{Path(lock.lock_file).parent}: another process is training into this folder; '
+                           'wait for it, or choose another folder') from None
 
 # %% ../nbs/16_checkpoint.ipynb #ef387efb
 class Checkpoints(FitCallback):
@@ -196,89 +207,77 @@ class Checkpoints(FitCallback):
             if v is not None and not 0<v<math.inf: raise ValueError(f'Checkpoints: {nm}={v}, expected a number above 0')
         store_attr(but='folder,returns,return_scale')
         self.folder = Path(folder).expanduser()
-        self.seconds = 0. # seconds that training waited for checkpoints
+        self.seconds = 0. # that the training has waited for checkpoints
         self._undo = ExitStack()
 
     def before_fit(self):
         self._writer,self._losses = ThreadPoolExecutor(1, 'checkpoint'),deque(maxlen=5)
-        self._signal = self._told = 0 # the signal that this process, and that any process got
-        self._pending = self._skip = self._best = self._rates = None
+        self._signal = self._stop_signal = 0 # received by this process, and by any process
+        self._pending = self._skip = self._best = self._lrs = None
         self._next,self._scale,self._rollbacks_left = 0,self.lr_scale,self.max_rollbacks
-        self._rank,self._several = rank_distrib(),getattr(self.learn, 'distributed', None)
+        self._rank,self._distributed = rank_distrib(),getattr(self.learn, 'distributed', None)
         with ExitStack() as undo:
-            if not self._rank: self._lock_folder(undo)
+            if not self._rank:
+                create_folder(self.folder)
+                undo.enter_context(lock_folder(FileLock(self.folder/'.lock')))
+                for o in self.folder.glob('.e*.*'): shutil.rmtree(o, ignore_errors=True) # left by a killed process
             undo.callback(self._writer.shutdown)
-            undo.callback(self._settle)
-            self._restore()
+            undo.callback(self._wait_for_writer)
+            self._resume()
             if threading.current_thread() is threading.main_thread():
                 for o in (signal.SIGINT,signal.SIGTERM):
                     undo.callback(signal.signal, o, signal.signal(o, self._on_signal) or signal.SIG_DFL)
-            self._plain = self.learn._with_events
-            undo.callback(setattr, self.learn, '_with_events', self._plain)
+            self._original = self.learn._with_events
+            undo.callback(setattr, self.learn, '_with_events', self._original)
             self.learn._with_events = self._with_events
-            self._last = time.monotonic()
+            self._last_save = time.monotonic()
             self._undo = undo.pop_all()
 
     def cleanup(self): self._undo.close()
 
-    def _lock_folder(self, undo):
-        "Lock the folder against other processes, and remove what a killed one left unfinished"
-        lock = FileLock(self.folder/'.lock')
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=1)
-        except Timeout:
-            raise RuntimeError(f'{self.folder}: another process is training into this folder; '
-                               'wait for it, or choose another folder') from None
-        except OSError as e:
-            raise OSError(f'{self.folder}: checkpoints cannot be written ({e.strerror}); choose another folder') from e
-        undo.callback(lock.release)
-        for o in self.folder.glob('.e*.*'): shutil.rmtree(o, ignore_errors=True)
-
     def _on_signal(self, number, frame):
         name = signal.Signals(number).name
-        if self._signal and not self._several:
+        if self._signal and not self._distributed:
             raise KeyboardInterrupt(f'stopped by a second {name}, without a checkpoint')
         if not (self._signal or self._rank): # not `print`, which the signal may have interrupted
-            again = '' if self._several else '; send it again to stop at once'
-            os.write(2, f'\n{name}: saving a checkpoint, then stopping{again}\n'.encode())
+            hint = '' if self._distributed else '; send it again to stop at once'
+            os.write(2, f'\n{name}: saving a checkpoint, then stopping{hint}\n'.encode())
         self._signal = number
 
-    def _sync(self, *values):
-        "Set `_told`, and return the maximum of each value over all processes, which must call this at the same step"
-        self._told,*values = self._several.max(self._signal, *values) if self._several else (self._signal,*values)
-        return values
+    def _sync(self, due=False):
+        "Set `_stop_signal` and return whether a checkpoint is due in any process. All must call it at the same step"
+        values = self._signal,int(due)
+        self._stop_signal,due = self._distributed.max(*values) if self._distributed else values
+        return due
 
-    def _stop_if_told(self, where):
-        if not self._told: return
-        raise KeyboardInterrupt(f'stopped by {signal.Signals(self._told).name} {where}, with a checkpoint')
+    def _stop_if_signalled(self, where):
+        if not self._stop_signal: return
+        raise KeyboardInterrupt(f'stopped by {signal.Signals(self._stop_signal).name} {where}, with a checkpoint')
 
     def _with_events(self, f, event_type, ex, final=noop):
         "Replace `Learner._with_events`: skip finished epochs, and repeat those that a rollback discards"
-        learn = self.learn
-        def plain(): self._plain(f, event_type, ex, final)
-        if event_type!='epoch': return plain()
-        at,bar = learn.epoch,getattr(getattr(learn, 'progress', None), 'mbar', None)
-        if bar and at==0 and self._next: bar.update(0) # a progress bar must start at 0
-        is_last = at==learn.n_epoch-1
+        run = partial(self._original, f, event_type, ex, final)
+        if event_type!='epoch': return run()
+        learn,epoch = self.learn,self.learn.epoch
+        bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
+        if bar and epoch==0 and self._next: bar.update(0) # a progress bar must start at 0
         try:
-            while self._next<=at:
+            while self._next<=epoch:
                 learn.epoch = self._next
-                try: plain()
+                try: run()
                 except NonFiniteLossError as e:
                     if not self._roll_back(e): raise
                 else: self._next += 1
-            if is_last:
-                self._sync()
-                self._stop_if_told('at the end')
+            if epoch<learn.n_epoch-1: return
+            self._sync()
+            self._stop_if_signalled('at the end')
         except BaseException as e:
-            try:
-                self._settle()
-                if not isinstance(e, CancelFitException): self._report(e)
-            finally: self._undo.close()
-            if self._several: signal.signal(signal.SIGTERM, signal.SIG_IGN) # which torchrun sends before all is written
+            self._wait_for_writer()
+            if not isinstance(e, CancelFitException): self._report(e)
+            self._undo.close()
+            if self._distributed: signal.signal(signal.SIGTERM, signal.SIG_IGN) # from torchrun, while rank 0 writes
             raise
-        if is_last: self._undo.close()
+        self._undo.close() # later signals stop at once
 
     def before_epoch(self):
         if self._skip: self.learn.all_batches = self._rest_of_epoch
@@ -286,24 +285,25 @@ class Checkpoints(FitCallback):
 
     def _rest_of_epoch(self):
         "Replace `Learner.all_batches`: the batches after the step of the checkpoint"
-        learn,skip,self._skip = self.learn,self._skip,None
+        learn,state,self._skip = self.learn,self._skip,None
         learn.__dict__.pop('all_batches')
         learn.n_iter = len(learn.dl)
-        self._start = skip['start']
-        self._set_rng(skip['start'])
+        self._start = state['start']
+        self._set_rng(self._start)
         batches = iter(learn.dl)
-        for _ in range(skip['step']): next(batches)
-        if not self._rank: set_rng_state(skip['random'])
-        learn.train_iter,learn.pct_train = skip['train_iter'],skip['pct_train']
-        if skip['n_epoch']!=self.n_epoch: learn.pct_train = (self.epoch+skip['step']/learn.n_iter)/self.n_epoch
-        _set_states(learn, skip['callbacks']) # again, because the epoch has begun
-        for i,b in enumerate(batches, skip['step']): learn.one_batch(i, b)
+        for _ in range(state['step']): next(batches)
+        if not self._rank: set_rng_state(state['random'])
+        learn.pct_train = state['pct_train']
+        if state['n_epoch']!=self.n_epoch: learn.pct_train = (self.epoch+state['step']/learn.n_iter)/self.n_epoch
+        _set_states(learn, state['callbacks']) # again, because the epoch has begun
+        for i,b in enumerate(batches, state['step']): learn.one_batch(i, b)
 
-    def before_train(self): self._start = dict(random=rng_state(), loader=self._loader_state())
+    def before_train(self): self._start = self._get_rng()
 
-    def _loader_state(self):
+    def _get_rng(self):
         dl = self.dls.train
-        return dict(epoch=getattr(dl, 'epoch', None), rng=dl.rng.getstate() if hasattr(dl, 'rng') else None)
+        rng = dl.rng.getstate() if hasattr(dl, 'rng') else None
+        return dict(random=rng_state(), loader=dict(epoch=getattr(dl, 'epoch', None), rng=rng))
 
     def _set_rng(self, state):
         if not self._rank: set_rng_state(state['random']) # the other ranks have RNG states of their own
@@ -315,19 +315,19 @@ class Checkpoints(FitCallback):
 
     def before_batch(self):
         if self._scale==1.: return
-        self._rates = [h['lr'] for h in self.opt.hypers]
-        self.opt.set_hypers(lr=[o*self._scale for o in self._rates])
+        self._lrs = [h['lr'] for h in self.opt.hypers]
+        self.opt.set_hypers(lr=[o*self._scale for o in self._lrs])
 
     def after_batch(self):
-        if self._rates: self.opt.set_hypers(lr=self._rates) # schedulers may read the rate that they have set
-        self._rates,step = None,self.iter+1
+        if self._lrs: self.opt.set_hypers(lr=self._lrs) # schedulers may read the learning rate that they have set
+        self._lrs,step = None,self.iter+1
         self._losses.append(self.loss.detach())
-        due = bool(self.minutes) and time.monotonic()-self._last>60*self.minutes
-        if self._several and step%10 and self.dls.device.type=='cuda': due = False # synchronise every ten steps only
-        else: due, = self._sync(int(due))
-        if self._told:
+        due = bool(self.minutes) and time.monotonic()-self._last_save>60*self.minutes
+        if self._distributed and step%10 and self.dls.device.type=='cuda': due = False # synchronise every ten steps
+        else: due = self._sync(due)
+        if self._stop_signal:
             self._save(self.epoch, step)
-            self._stop_if_told(f'in epoch {self.epoch+1} after step {step}')
+            self._stop_if_signalled(f'in epoch {self.epoch+1} after step {step}')
         if self.steps and step%self.steps==0: due = True
         if due and step<self.n_iter: self._save(self.epoch, step)
 
@@ -336,68 +336,68 @@ class Checkpoints(FitCallback):
         is_best = value is not None and (self._best is None or self._score(value)>self._score(self._best))
         if is_best: self._best = value
         self._sync()
-        if is_best or n%self.every==0 or n==self.n_epoch or self._told: self._save(n, 0, value)
-        self._stop_if_told(f'after epoch {n}')
+        if is_best or n%self.every==0 or n==self.n_epoch or self._stop_signal: self._save(n, 0, value)
+        self._stop_if_signalled(f'after epoch {n}')
 
     def _score(self, value): return -value if lower_is_better(self.monitor) else value
 
     def _monitored(self):
-        "The monitored metric of this epoch, or None"
-        if not self.monitor: return
+        "Return the monitored metric of this epoch, or None if it is missing or not finite"
         row = epoch_metrics(self.learn)
-        if row and self.monitor not in row and self.epoch==0:
-            warnings.warn(f'Checkpoints: no metric {self.monitor!r} to monitor, so that no best checkpoint is kept; '
-                          f'there are {", ".join(row)}')
+        if self.monitor and row and self.monitor not in row and self.epoch==0:
+            warnings.warn(f'Checkpoints: no metric {self.monitor!r}, so the best checkpoint is not kept; '
+                          f'set monitor to one of {", ".join(row)}')
         value = row.get(self.monitor)
         return float(value) if isinstance(value, Number) and math.isfinite(value) else None
 
     def _save(self, epoch, step, value=None):
         "Pass a copy of the state to the writer thread; the training resumes at `epoch` and `step`"
         start = time.perf_counter()
-        self._settle()
+        self._wait_for_writer()
         learn,rec = self.learn,self.learn.recorder
-        states = {nm: _get_state(cb) for nm,cb in _stateful(learn).items()} # all ranks: some reduce their state
+        states = _get_states(learn) # on all ranks: some callbacks reduce their state
         if self._rank: return
         scaler = getattr(learn, 'scaler', None)
         smooth = [rec.smooth_loss.count,rec.smooth_loss.val]
-        state = dict(epoch=epoch, step=step, n_epoch=self.n_epoch, n_iter=len(self.dls.train),
-                     pct_train=learn.pct_train, train_iter=learn.train_iter, opt=learn.opt.state_dict(),
-                     scaler=scaler.state_dict() if scaler else None, callbacks=states, random=rng_state(),
-                     start=self._start if step else None, loader=self._loader_state(),
-                     best=self._best, scale=self._scale,
+        about = dict(epoch=epoch, step=step, n_epoch=self.n_epoch)
+        state = dict(about, n_iter=len(self.dls.train), pct_train=learn.pct_train, train_iter=learn.train_iter,
+                     opt=learn.opt.state_dict(), scaler=scaler.state_dict() if scaler else None, callbacks=states,
+                     start=self._start if step else None, best=self._best, scale=self._scale, **self._get_rng(),
                      recorder=dict(lrs=rec.lrs, losses=rec.losses, values=rec.values, iters=rec.iters, smooth=smooth))
         if getattr(getattr(learn, 'gradient_accumulation', None), 'count', 0):
             state['grads'] = [p.grad for p in learn.model.parameters()]
-        about = dict(epoch=epoch, step=step, n_epoch=self.n_epoch, value=value, monitor=self.monitor,
-                     time=time.strftime('%Y-%m-%d %H:%M:%S'))
-        name = f'e{epoch:03}'
-        if step: name += f'-s{step:05}'
+        about.update(value=value, monitor=self.monitor, time=time.strftime('%Y-%m-%d %H:%M:%S'))
+        name = f'e{epoch:03}-s{step:05}' if step else f'e{epoch:03}'
         model = _to_cpu(get_model(learn.model).state_dict())
         self._pending = self._writer.submit(self._write, name, model, _to_cpu(state), about)
-        self._last = time.monotonic()
+        self._last_save = time.monotonic()
         self.seconds += time.perf_counter()-start
 
     def _write(self, name, model, state, about):
+        "Write a checkpoint, and delete those that are not to be kept"
         write_checkpoint(self.folder, name, model, state, **about)
-        all_of_them,now = checkpoints(self.folder),(about['epoch'],about['step'])
-        past = [o for o in all_of_them if (o['epoch'],o['step'])<=now]
+        found,now = checkpoints(self.folder),(about['epoch'],about['step'])
+        past = [o for o in found if (o['epoch'],o['step'])<=now] # later ones are from before a rollback or a resume
         scored = [o for o in past if o.get('value') is not None and o.get('monitor')==self.monitor]
         kept = [o['path'] for o in past[-self.keep:]]
         if scored: kept.append(max(scored, key=lambda o: self._score(o['value']))['path'])
-        for o in all_of_them: # later ones are left from before a rollback or an earlier resume
+        for o in found:
             if o['path'] not in kept: shutil.rmtree(o['path'], ignore_errors=True)
 
-    def _settle(self):
-        "Wait for the writer. A checkpoint that cannot be written is a warning"
+    def _last_name(self):
+        names = [o['path'].name for o in checkpoints(self.folder)]
+        return names[-1] if names else 'none'
+
+    def _wait_for_writer(self):
+        "Wait for the writer thread. Warn if the checkpoint could not be written"
         pending,self._pending = self._pending,None
         if not pending: return
         try: pending.result()
         except OSError as e:
-            names = [o['path'].name for o in checkpoints(self.folder)]
             warnings.warn(f'{self.folder}: no checkpoint could be written ({e.strerror or e}), the last one is '
-                          f'{names[-1] if names else "none"}; training continues')
+                          f'{self._last_name()}; training continues')
 
-    def _restore(self):
+    def _resume(self):
         "Load the checkpoint that `resume` names into the learner"
         if not checkpoints(self.folder):
             if not isinstance(self.resume, str): return
@@ -405,34 +405,31 @@ class Checkpoints(FitCallback):
             raise ValueError(f'{self.folder} already contains checkpoints; '
                              'resume from them with Checkpoints(..., resume=True), or choose another folder')
         path,model,state = find_checkpoint(self.folder, self.resume, self.command)
-        self._check(path, model, state)
-        try: self._load(model, state)
+        try:
+            self._check(path, model, state)
+            self._load(model, state)
+        except CheckpointError: raise
         except Exception as e:
             raise CheckpointError(f'{path}: the state of the optimizer or of a callback does not match this training '
-                                  f'({type(e).__name__}: {e})') from e
+                                  f'({type(e).__name__}: {e}); resume with the same optimizer and callbacks') from e
         self._scale *= self.lr_scale
 
     def _check(self, path, model, state):
         "Raise `CheckpointError` if the checkpoint is of another model, of other data or of another number of epochs"
-        mine = get_model(self.learn.model).state_dict()
-        if names := [k for k in mine if k not in model] + [k for k in model if k not in mine]:
-            where = 'the checkpoint' if names[0] in mine else 'this model'
-            more = f', {len(names)-1} more names differ' if len(names)>1 else ''
-            raise CheckpointError(f'{path}: another architecture, {names[0]} is missing in {where}{more}')
-        for k,v in mine.items():
-            if v.shape!=model[k].shape:
-                raise CheckpointError(f'{path}: another architecture or number of classes, {k} has the shape '
-                                      f'{list(model[k].shape)} there and {list(v.shape)} in this model')
-        if not isinstance(state, dict) or not {'epoch','n_iter','n_epoch'}<=set(state):
-            raise CheckpointError(f'{path/"state.pt"}: epoch, n_iter or n_epoch is missing')
+        models = model,get_model(self.learn.model).state_dict()
+        saved,current = [{k: list(v.shape) for k,v in o.items()} for o in models]
+        for k in {**current, **saved}:
+            before,now = saved.get(k, 'missing'),current.get(k, 'missing')
+            if before!=now:
+                raise CheckpointError(f'{path}: another architecture or number of classes, {k} is {before} in the '
+                                      f'checkpoint and {now} in this model; use the model of the checkpoint')
         n_iter,n_epoch,done = len(self.dls.train),self.n_epoch,state['epoch']
         if state['n_iter']!=n_iter:
             raise CheckpointError(f"{path}: {state['n_iter']} steps per epoch, and {n_iter} in this training; "
                                   'use the same images and batch size')
-        if state['n_epoch']!=n_epoch and not self.replan:
-            raise CheckpointError(f"{path}: a training of {state['n_epoch']} epochs, and this one has {n_epoch}; "
-                                  f'use replan=True for the schedule of {n_epoch} epochs')
-        if done>n_epoch: raise CheckpointError(f'{path}: {done} epochs are done, and this training has {n_epoch}')
+        if done>n_epoch or state['n_epoch']!=n_epoch and not self.replan:
+            raise CheckpointError(f"{path}: {done} of {state['n_epoch']} epochs are done, and this training has "
+                                  f"{n_epoch}; train for {state['n_epoch']}, or for {done} or more with replan=True")
 
     def _load(self, model, state):
         learn,rec = self.learn,self.learn.recorder
@@ -458,10 +455,10 @@ class Checkpoints(FitCallback):
 
     def _roll_back(self, error):
         "Load the last finite checkpoint and lower the learning rates. Return False if that is not possible"
-        self._settle()
-        if self._several: self._several.wait() # for rank 0, which writes
+        self._wait_for_writer()
+        if self._distributed: self._distributed.wait() # for rank 0, which writes
         if not self._rollbacks_left: return False
-        scale,self._rates = self._scale*self.rollback_scale,None
+        scale,self._lrs = self._scale*self.rollback_scale,None
         for path,model,state in intact_checkpoints(self.folder):
             if not all(v.isfinite().all() for v in model.values() if v.is_floating_point()): continue
             self._load(model, state)
@@ -474,18 +471,15 @@ class Checkpoints(FitCallback):
     def _report(self, e):
         "Write where the training stopped and how to resume it to `crash.txt`, and add it to the error as a note"
         try:
-            learn,names = self.learn,[o['path'].name for o in checkpoints(self.folder)]
-            message = str(e).split('\n\t')[-1] # fastai writes a line before it
-            step = f'step {getattr(learn,"iter",-1)+1} of {getattr(learn,"n_iter",0)}'
-            if not learn.training: step += ' of the validation'
-            losses = ', '.join(f'{float(o.mean()):.4f}' for o in self._losses)
-            text = [f"{time.strftime('%Y-%m-%d %H:%M:%S')}, epoch {learn.epoch+1} of {self.n_epoch}, {step}, "
-                    f"learning rate {learn.opt.hypers[-1]['lr']:.4g}",
-                    f'last losses: {losses or "none"}',
-                    f'last checkpoint: {names[-1] if names else "none"}',
-                    f'to resume: {self.command or "the same fit with Checkpoints(..., resume=True)"}']
-            if hasattr(e, 'add_note'): e.add_note('\n'.join(text)) # from Python 3.11 on
+            learn,part = self.learn,'' if self.learn.training else ' of the validation'
+            losses = ', '.join(f'{float(o.mean()):.4f}' for o in self._losses) or 'none'
+            text = (f'{time.strftime("%Y-%m-%d %H:%M:%S")}, epoch {learn.epoch+1} of {self.n_epoch}, '
+                    f'step {getattr(learn, "iter", -1)+1} of {getattr(learn, "n_iter", 0)}{part}, '
+                    f'learning rate {learn.opt.hypers[-1]["lr"]:.4g}\n'
+                    f'last losses: {losses}\nlast checkpoint: {self._last_name()}\n'
+                    f'to resume: {self.command or "the same fit with Checkpoints(..., resume=True)"}')
+            if hasattr(e, 'add_note'): e.add_note(text) # from Python 3.11 on
             if self._rank: return
             with open(self.folder/'crash.txt', 'a', encoding='utf-8') as f:
-                f.write('\n'.join([f'{type(e).__name__}: {message}', *text])+'\n\n')
+                f.write(f'{type(e).__name__}: {error_text(e)}\n{text}\n\n')
         except Exception as other: warnings.warn(f'no crash report: {other}') # the error itself is raised

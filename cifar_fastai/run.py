@@ -7,11 +7,12 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/run.html.md"""
 # %% ../nbs/18_run.ipynb #14f5f78f
 from __future__ import annotations
 import json,platform,shlex,subprocess,sys,time,traceback,warnings
-from contextlib import contextmanager
+from dataclasses import asdict,is_dataclass
+from itertools import count
 import fastai,cifar_fastai
 from fastai.vision.all import *
 from fastai.callback import fp16
-from filelock import FileLock,Timeout
+from filelock import FileLock
 from safetensors.torch import save as tensor_bytes
 from .core import *
 from .callbacks import *
@@ -43,9 +44,16 @@ def package_versions() -> dict:
     return dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
                 cifar_fastai=cifar_fastai.__version__)
 
+def _to_json(o):
+    "Convert an object that JSON does not have"
+    if is_dataclass(o): return asdict(o)
+    return o.tolist() if hasattr(o, 'tolist') else str(o)
+
 class Run:
     "The folder of one training"
-    def __init__(self, path): # Run folder, or a `Run`
+    def __init__(self,
+        path # Run folder, or a `Run`
+    ):
         self.path = Path(getattr(path, 'path', path)).expanduser()
         self._lock = FileLock(self.path/'.lock')
 
@@ -56,46 +64,43 @@ class Run:
         recipe:Recipe|None=None, # What is trained
         **info # Further entries of `run.json`, such as the data and the device
     ) -> Run:
-        "Create a run folder, never an existing one"
-        root,path,i = Path(root).expanduser(),None,1
+        "Create a new run folder"
+        root = Path(root).expanduser()
         root.mkdir(parents=True, exist_ok=True)
-        while path is None:
-            path = root/(name if i==1 else f'{name}-{i}')
-            try: path.mkdir()
-            except FileExistsError: path,i = None,i+1
+        for i in count(1):
+            run = cls(root/(name if i==1 else f'{name}-{i}'))
+            try: run.path.mkdir()
+            except FileExistsError: continue
+            break
         about = dict(state='new', recipe=recipe.to_dict() if recipe else None, command=shell_command(*sys.argv),
                      commit=git_commit(), versions=package_versions(), started=time.strftime('%Y-%m-%d %H:%M:%S'),
                      started_ns=time.time_ns())
-        write_text(path/'run.json', json.dumps({**about, **info}, indent=1, default=str))
-        return cls(path)
+        run._write({**about, **info})
+        return run
+
+    def _write(self, info): write_text(self.path/'run.json', json.dumps(info, indent=1, default=_to_json))
 
     @property
     def info(self) -> dict:
-        "The content of `run.json`"
+        "The content of `run.json`, in the names of this version. Raise `ValueError` if it is corrupt"
         file = self.path/'run.json'
         try: info = json.loads(file.read_text(encoding='utf-8'))
         except FileNotFoundError:
             raise FileNotFoundError(f'{self.path}: not a run folder, run.json is missing') from None
-        except ValueError: raise ValueError(f'{file}: corrupt') from None
-        # recipes that version 0.1.0 wrote have other names
-        if isinstance(info.get('recipe'), dict): info['recipe'] = current_names(info['recipe'])
+        except ValueError: raise ValueError(f'{file}: corrupt; train again, or delete the folder') from None
+        if isinstance(info.get('recipe'), str): info['recipe'] = dict(name=info['recipe']) # of the first versions
+        for k in ('recipe','dls'):
+            if info.get(k): info[k] = current_names(info[k])
         if info.get('then'): info['then'] = [current_names(o) for o in info['then']]
-        if isinstance(info.get('dls'), dict): info['dls'] = current_names(info['dls'])
         return info
 
     def update(self, **info):
         "Change entries of `run.json`"
-        write_text(self.path/'run.json', json.dumps({**self.info, **info}, indent=1, default=str))
+        self._write({**self.info, **info})
 
-    @contextmanager
     def lock(self):
-        "Lock the run against other processes. Raise `RuntimeError` if one is training into it"
-        try: self._lock.acquire(timeout=1)
-        except Timeout:
-            raise RuntimeError(f'{self.path}: another process is training into this run; '
-                               'wait for it, or start another run') from None
-        try: yield
-        finally: self._lock.release()
+        "Return a context that locks the run. Raise `RuntimeError` if another process is training into it"
+        return lock_folder(self._lock)
 
     @property
     def state(self) -> str:
@@ -103,13 +108,13 @@ class Run:
         state = self.info['state']
         if state!='running' or not (self.path/'.lock').exists(): return state
         try:
-            with FileLock(self.path/'.lock').acquire(timeout=0): return 'killed'
+            with FileLock(self.path/'.lock', timeout=0): return 'killed'
         except OSError: return state # locked (`Timeout` is an `OSError`), or not accessible
 
     def history(self) -> pd.DataFrame:
         "Return a row for each finished epoch. Raise `ValueError` before the first one"
         file = self.path/'history.csv'
-        if not file.is_file(): raise ValueError(f'{file}: missing, no epoch is finished')
+        if not file.is_file(): raise ValueError(f'{file}: missing; it is written at the end of the first epoch')
         return pd.read_csv(file)
 
     def best(self) -> pd.Series:
@@ -129,7 +134,7 @@ class Run:
 def model_input(
     dls:DataLoaders # From `image_dls`, or others with `vocab` and `Normalize`
 ) -> dict|None: # classes, mean, std, size; None without classes or normalisation
-    "Return what a network trained on these images takes and predicts, without changing the RNG state"
+    "Return the input format and the classes of a network for these images, without changing the RNG state"
     norm = next((o for o in getattr(dls.valid.after_batch, 'fs', ()) if isinstance(o, Normalize)), None)
     if norm is None or not hasattr(dls, 'vocab'): return None
     with no_random(): x = dls.valid.new(bs=1, shuffle=False).one_batch()[0]
@@ -139,11 +144,11 @@ def model_input(
 class SaveRun(FitCallback):
     "Write history, weights, curves and state into a `Run`; warn of files that cannot be written"
     order = History.order+1
-    def __init__(self, run:Run): self.folder,self.n_before,self.each = run,0,True # `self.run` is fastai's
+    def __init__(self, run:Run): self.folder,self.n_before,self.every_epoch = run,0,True # `self.run` is fastai's
 
     def before_fit(self):
         self.n_before = len(self.learn.history.rows)
-        self.each = not any(isinstance(o, Checkpoints) for o in self.learn.cbs) # they save the weights
+        self.every_epoch = not any(isinstance(o, Checkpoints) for o in self.learn.cbs) # they save the weights
         self._try('run.json', self.folder.update, state='running', reason=None, input=model_input(self.learn.dls))
 
     def _try(self, file, f, *args, **kwargs):
@@ -154,7 +159,7 @@ class SaveRun(FitCallback):
     def after_epoch(self):
         if len(self.learn.history.rows)==self.n_before: return
         self._try('history.csv', self._save_rows)
-        if self.each: self._try('model.safetensors', self._save_weights)
+        if self.every_epoch: self._try('model.safetensors', self._save_weights)
 
     def _save_rows(self):
         tables,file = [pd.DataFrame(self.learn.history.rows[self.n_before:])],self.folder.path/'history.csv'
@@ -164,21 +169,23 @@ class SaveRun(FitCallback):
             if len(before): tables.insert(0, before)
         write_text(file, pd.concat(tables).to_csv(index=False, lineterminator='\n')) # a later fit may add columns
 
-    def _tensors(self):
-        "Tensors of the network by name, shared ones once"
-        tensors = get_model(self.learn.model).state_dict(keep_vars=True)
-        names = {id(v): k for k,v in tensors.items()}.values()
-        return {k: tensors[k] for k in names}
+    def _tensors(self): return get_model(self.learn.model).state_dict(keep_vars=True)
 
     def _save_weights(self, tensors=None):
-        tensors = {k: v.detach().cpu().contiguous() for k,v in (tensors or self._tensors()).items()}
+        current = self._tensors()
+        names = {id(v): k for k,v in current.items()}.values() # shared tensors once
+        tensors = {k: (tensors or current)[k].detach().cpu().contiguous() for k in names}
         with atomic_file(self.folder.path/'model.safetensors') as file: file.write_bytes(tensor_bytes(tensors))
 
     def _save_checkpoint_weights(self):
         "Save the weights of the last intact checkpoint"
         names = set(self._tensors())
         for _,model,_ in intact_checkpoints(self.folder.path/'checkpoints'):
-            if names<=set(model): return self._save_weights({k: model[k] for k in names})
+            if names<=set(model): return self._save_weights(model)
+
+    def _save_error(self, e):
+        text = time.strftime('%Y-%m-%d %H:%M:%S\n') + ''.join(traceback.format_exception(e)) + '\n'
+        with open(self.folder.path/'error.txt', 'a', encoding='utf-8') as f: f.write(text)
 
     def _save_curves(self):
         fig = plot_history({self.folder.path.name: self.learn.history.frame()})
@@ -187,18 +194,17 @@ class SaveRun(FitCallback):
 
     def _non_finite(self):
         "Return the name of a non-finite loss or tensor, or None"
-        rows = self.learn.history.rows
-        for k,v in rows[-1].items() if rows else ():
-            if 'loss' in k and not math.isfinite(v): return f'{k} of the last epoch'
-        for k,v in self._tensors().items():
-            if v.is_floating_point() and not v.isfinite().all(): return k
+        last = self.learn.history.rows[-1:]
+        losses = [f'{k} of the last epoch' for o in last for k,v in o.items() if 'loss' in k and not math.isfinite(v)]
+        tensors = [k for k,v in self._tensors().items() if v.is_floating_point() and not v.isfinite().all()]
+        return first(losses+tensors)
 
     def finish(self, state, reason=None):
         "Write the remaining files and the final state"
         if state=='done' and (name := self._non_finite()):
             state,reason = 'failed',f'{name} is not finite; train with a lower learning rate'
         if state=='failed': self._try('model.safetensors', self._save_checkpoint_weights)
-        is_new = state=='interrupted' or state=='done' and not self.each
+        is_new = state=='interrupted' or state=='done' and not self.every_epoch
         if is_new or not (self.folder.path/'model.safetensors').exists():
             self._try('model.safetensors', self._save_weights)
         if len(self.learn.history.rows)>self.n_before: self._try('history.csv', self._save_rows) # it may have failed
@@ -207,8 +213,10 @@ class SaveRun(FitCallback):
 
     def after_fit(self): self.finish('done')
 
-def required_callbacks(learn) -> list:
-    "Names of the callbacks that `resume` needs: not progress bars, nor the precision, which depends on the device"
+def required_callbacks(
+    learn:Learner # With all callbacks
+) -> list: # Names of classes
+    "Return the names of the callbacks that `resume` needs: all but progress bars and the device's precision"
     def needed(o): return getattr(o, 'needed_to_resume', not isinstance(o, (ProgressCallback,fp16.MixedPrecision)))
     return [type(o).__name__ for o in learn.cbs if needed(o)]
 
@@ -219,7 +227,7 @@ def record(self:Run,
     tensorboard:bool=False, # Write a `TensorBoardLog` into `tensorboard/`?
     checkpoints:bool|dict=False # Write `Checkpoints` into `checkpoints/`? A dict has their arguments
 ) -> Learner:
-    """Train into this folder. Errors and Ctrl-C are recorded, errors in full in `error.txt`, and raised again
+    """Train into this folder. Record errors and Ctrl-C, and raise them again; `error.txt` has the tracebacks
 
     Raise `RuntimeError` if another process is training into the folder."""
     saver,cbs = SaveRun(self),[]
@@ -236,14 +244,9 @@ def record(self:Run,
             with learn.added_cbs([saver,*cbs]): fit(learn)
         except (KeyboardInterrupt,Exception) as e:
             saver.learn = learn
-            if isinstance(e, Exception): saver._try('error.txt', self._add_error, e)
+            if isinstance(e, Exception): saver._try('error.txt', saver._save_error, e)
             state = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'failed'
             reason = f'{type(e).__name__}: {error_text(e)}' if str(e) else type(e).__name__
             saver.finish(state, reason)
             raise
     return learn
-
-@patch
-def _add_error(self:Run, e):
-    text = time.strftime('%Y-%m-%d %H:%M:%S\n') + ''.join(traceback.format_exception(e)) + '\n'
-    with open(self.path/'error.txt', 'a', encoding='utf-8') as f: f.write(text)

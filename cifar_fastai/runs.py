@@ -20,7 +20,7 @@ from .checkpoint import *
 from .run import *
 
 # %% auto #0
-__all__ = ['train_runs', 'by_recipe', 'summarise', 'paired_comparison', 'resume', 'find_runs', 'runs_table', 'plot_runs',
+__all__ = ['train_runs', 'find_runs', 'runs_table', 'by_recipe', 'summarise', 'paired_comparison', 'resume', 'plot_runs',
            'compare_recipes', 'prunable', 'prune_runs']
 
 # %% ../nbs/19_runs.ipynb #01a52dc3
@@ -29,12 +29,6 @@ def _on_rank0(make, device=None):
     if num_distrib()<2: return make()
     from cifar_fastai.distributed import on_rank0
     return Run(on_rank0(lambda: str(make().path), device))
-
-def _to_json(o):
-    "Convert an argument of `image_dls` for `run.json`"
-    if isinstance(o, Policy): return asdict(o)
-    if isinstance(o, (Tensor,np.ndarray,np.generic)): return o.tolist()
-    return [*map(_to_json, o)] if isinstance(o, (list,tuple)) else o
 
 def train_runs(
     recipes, # A `Recipe` or its name, or several
@@ -53,8 +47,8 @@ def train_runs(
 
     A training that fails is recorded in its run and printed; Ctrl-C stops all. Raise `ValueError` or `DataError`
     before the first training if a recipe does not exist or does not fit the images."""
-    if seeds<1: raise ValueError(f'seeds={seeds}: expected at least 1')
-    if name and Path(name).name!=name: raise ValueError(f'name={name!r}: expected a name without a path')
+    if seeds<1: raise ValueError(f'train_runs: seeds={seeds}, expected 1 or more')
+    if name and Path(name).name!=name: raise ValueError(f'train_runs: name={name!r}, expected a name without a path')
     rs = [look_up('recipe', o, all_recipes) if isinstance(o, str) else o for o in L(recipes)]
     for r in rs[1:]: r.learner(r.dls(path, **kwargs)) # raises here, not after hours of the first training
     for r in rs:
@@ -66,9 +60,8 @@ def train_runs(
             if not name or len(rs)>1: names.append(r.name)
             if seeds>1: names.append(f's{seed}')
             about = dict(data=Path(path).name, images=str(Path(path).expanduser().resolve()),
-                         dls={k: _to_json(v) for k,v in kwargs.items()}, cbs=required_callbacks(learn),
-                         tensorboard=tensorboard, checkpoints=checkpoints, processes=max(1, num_distrib()),
-                         device=str(dls.device), device_name=device_name(dls.device),
+                         dls=kwargs, cbs=required_callbacks(learn), tensorboard=tensorboard, checkpoints=checkpoints,
+                         processes=max(1, num_distrib()), device=str(dls.device), device_name=device_name(dls.device),
                          precision=each.precision_on(dls.device), **(info or {}))
             run = _on_rank0(lambda: Run.new('-'.join(names), root, each, **about), kwargs.get('device'))
             before(each, learn, run)
@@ -79,45 +72,75 @@ def train_runs(
                 if run.checkpoints(): print(f'To resume: {run.resume_command}')
             yield run
 
-def _recipe(info):
-    "The recipe in `run.json` as a dict; the first versions stored the name only"
-    r = info.get('recipe') or {}
-    return dict(name=r) if isinstance(r, str) else r
+# %% ../nbs/19_runs.ipynb #2f05d248
+def _recipe(info): return info.get('recipe') or {}
+
+def find_runs(
+    root='runs' # Folder of all runs
+) -> list: # `Run`s, the oldest first
+    "Find the runs in a folder; warn of those whose `run.json` is corrupt"
+    res = []
+    for o in Path(root).expanduser().glob('[!.]*/run.json'):
+        run = Run(o.parent)
+        try: res.append((run.info.get('started', ''), run.info.get('started_ns', 0), run.path.name, run))
+        except ValueError as e: warnings.warn(str(e))
+    return [o[-1] for o in sorted(res, key=lambda o: o[:3])]
+
+def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [*map(Run, runs)]
+
+def runs_table(
+    runs='runs' # `Run`s, or the folder of all
+) -> pd.DataFrame: # A row for each run: recipe, data, seed, state, epochs, accuracies, seconds, start and reason
+    """Return runs as a table
+
+    Filter and sort it with pandas: `runs_table().query('state=="done"').sort_values('final')`."""
+    columns = ['recipe','data','seed','state','epochs','planned','final','best','seconds','started','reason']
+    names,rows = [],[]
+    for run in _runs(runs):
+        info = run.info
+        recipe = _recipe(info)
+        planned = sum(o.get('epochs', 0) for o in [recipe, *(info.get('then') or [])])
+        row = dict(recipe=recipe.get('name', ''), data=info.get('data', ''), seed=recipe.get('seed'), state=run.state,
+                   epochs=0, planned=planned, final=math.nan, best=math.nan, seconds=math.nan,
+                   started=info.get('started', ''), reason=info.get('reason') or '')
+        if (run.path/'history.csv').exists() and len(df := run.history()):
+            row.update(epochs=len(df), final=df.valid_accuracy.iloc[-1], best=df.valid_accuracy.max())
+            if 'seconds' in df: row['seconds'] = df.seconds.sum()
+        names.append(run.path.name)
+        rows.append(row)
+    return pd.DataFrame(rows, pd.Index(names, name='run'), columns)
 
 def by_recipe(
     runs # `Run`s, or their folders
 ) -> dict: # Lists of `Run`s, by the recipe's name
-    "Group runs that differ only in the seed; another recipe of the same name gets a number"
+    "Group runs that differ only in the seed; a different recipe of the same name gets a number"
     groups = {}
     for run in map(Run, runs):
         info = run.info
         recipe = {k: v for k,v in _recipe(info).items() if k!='seed'}
-        loaded = {k: v for k,v in info.get('dls', {}).items() if k not in ('device','num_workers','cache','seed')}
-        images,takes = info.get('images'),info.get('input') or {}
+        loading = {k: v for k,v in info.get('dls', {}).items() if k not in ('device','num_workers','cache','seed')}
+        images,inputs = info.get('images'),info.get('input') or {}
         if images: images = os.path.realpath(images)
-        key = [recipe,loaded,info.get('then'),info.get('data'),images,takes.get('classes'),takes.get('size')]
+        key = [recipe,loading,info.get('then'),info.get('data'),images,inputs.get('classes'),inputs.get('size')]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     res = {}
     for group in groups.values():
-        base,i = _recipe(group[0].info).get('name', 'none'),2
-        nm = base
-        while nm in res: nm,i = f'{base}-{i}',i+1
-        res[nm] = group
+        base = _recipe(group[0].info).get('name', 'none')
+        name,i = base,2
+        while name in res: name,i = f'{base}-{i}',i+1
+        res[name] = group
     return res
 
 def summarise(
     runs # `Run`s, or their folders
 ) -> pd.DataFrame: # A row for each recipe
-    "Return mean and standard deviation of the accuracies of each recipe; unfinished runs are counted only"
+    "Return mean and standard deviation of the accuracies of each recipe; unfinished runs are only counted"
     rows = {}
     for nm,group in by_recipe(runs).items():
-        frames = [o.history() for o in group if o.info['state']=='done']
-        done = pd.DataFrame([dict(final=o.valid_accuracy.iloc[-1], best=o.valid_accuracy.max(), seconds=o.seconds.sum())
-                             for o in frames], columns=['final','best','seconds'], dtype=float)
-        mean,sd = done.mean(),done.std()
-        rows[nm] = dict(n=len(done), unfinished=len(group)-len(done), epochs=len(frames[0]) if frames else 0,
-                        final_mean=mean.final, final_sd=sd.final, best_mean=mean.best, best_sd=sd.best,
-                        seconds=mean.seconds)
+        done = runs_table(group).query('state=="done"')
+        rows[nm] = dict(n=len(done), unfinished=len(group)-len(done), epochs=max(done.epochs, default=0),
+                        final_mean=done.final.mean(), final_sd=done.final.std(), best_mean=done.best.mean(),
+                        best_sd=done.best.std(), seconds=done.seconds.mean())
     return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/19_runs.ipynb #7567f26d
@@ -132,11 +155,13 @@ def paired_comparison(
 ) -> pd.DataFrame: # A row for each pair of recipes: n, difference, low, high, p, n_needed
     """Compare the final accuracies of recipes trained with the same seeds, by a paired t-test
 
-    Pairs of recipes with fewer than two seeds in common are left out. `n_needed` is missing for a difference of 0."""
+    `low` and `high` are the 95 % confidence interval, and `n_needed` is the number of seeds with which a test would
+    find the difference with a power of 0.8, NaN for a difference of 0. Pairs of recipes with fewer than two seeds in
+    common are left out."""
     finals = {}
     for nm,group in by_recipe(runs).items():
-        done = [o for o in group if o.info['state']=='done']
-        finals[nm] = {o.info['recipe']['seed']: o.history().valid_accuracy.iloc[-1] for o in done}
+        done = runs_table(group).query('state=="done"')
+        finals[nm] = dict(zip(done.seed, done.final))
     rows = {}
     for a,b in itertools.combinations(finals, 2):
         seeds = sorted(set(finals[a])&set(finals[b]))
@@ -162,22 +187,18 @@ def _parts(info):
 def _extend(where, parts, epochs, then, n):
     "Return the parts of a training extended to `epochs` epochs of `n` steps each"
     planned = sum(o.epochs for o in parts)
-    more = epochs-planned if epochs else 0
-    if more<0: raise ValueError(f'{where}: epochs={epochs}, expected at least the {planned} that are planned')
-    if not more:
-        if then is None: return parts
-        raise ValueError(f'{where}: then={then!r} is for added epochs; set epochs to more than {planned}')
-    if then is None:
-        raise ValueError(f"{where}: {epochs} epochs, and {planned} are planned; set `then` to 'whole' (the schedule "
-                         f"over all {epochs} epochs), 'last' (the last learning rate), a learning rate or a schedule")
-    if isinstance(then, str) and then=='whole': return [parts[0].but(epochs=epochs)]
+    if epochs in (None,planned) and then is None: return parts
+    if not epochs or epochs<=planned:
+        raise ValueError(f'{where}: epochs={epochs}, then={then!r}: {planned} epochs are planned; set epochs to more')
+    if then=='whole': return [parts[0].but(epochs=epochs)]
     if any(isinstance(o, Plateau) for o in [then,*(o.schedule for o in parts)]):
-        raise ValueError(f"{where}: the rates of a Plateau depend on the training; use then='whole'")
-    if isinstance(then, str) and then=='last': then = parts[-1].lrs(n)[-1]
+        raise ValueError(f"{where}: the learning rates of a Plateau depend on the training; use then='whole'")
+    if then=='last': then = parts[-1].lrs(n)[-1]
     if isinstance(then, Number) and 0<then<math.inf: then = Linear(float(then), end=1.) # constant
     if not hasattr(then, 'lrs'):
-        raise ValueError(f"{where}: then={then!r}, expected 'whole', 'last', a learning rate above 0 or a schedule")
-    return [*parts, parts[0].but(epochs=more, schedule=then)]
+        raise ValueError(f"{where}: then={then!r} for the epochs {planned+1} to {epochs}; set `then` to 'whole' (one "
+                         "schedule over all epochs), 'last' (the last learning rate), a learning rate or a schedule")
+    return [*parts, parts[0].but(epochs=epochs-planned, schedule=then)]
 
 def _fit_parts(parts, learn):
     "Train by the schedules of all parts, one after the other"
@@ -194,26 +215,26 @@ def _fit_parts(parts, learn):
 def resume(
     path, # Run folder, or a `Run`
     epochs:int|None=None, # Total number of epochs, to train longer than planned
-    then=None, # Learning rates of added epochs: 'whole' (schedule over all epochs), 'last', a rate or a schedule
+    then=None, # Learning rates of added epochs: 'whole' (one schedule over all), 'last', a number or a schedule
     checkpoint:bool|str=True, # Name of a checkpoint; True is the last one
     lr_scale:float=1., # Factor on all learning rates from here on
-    data=None, # Folder of images; None is that of the run
-    cbs=None, # The callbacks that the run was trained with besides those of the recipe, and others
+    data=None, # Folder of images; None is the one that the run was trained on
+    cbs=None, # Callbacks: those given to the first training, and further ones
     before=noop, # Called with recipe, learner and run before the training
     **kwargs # Further arguments of `image_dls`, such as device
 ) -> Learner: # At the end of the training
     """Resume a run from a checkpoint and train it to its end, bit-identical on the CPU
 
-    Raise `ValueError` for a run that cannot be resumed, and `CheckpointError` for a checkpoint that cannot be used."""
+    Raise `ValueError` if the run cannot be resumed, and `CheckpointError` if the checkpoint is missing or corrupt."""
     run = Run(path)
     info = run.info
     stored = info.get('checkpoints')
     args = dict(stored if isinstance(stored, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale)
     Checkpoints(run.path, **args) # raises for invalid arguments before anything is written
     if not run.checkpoints():
-        raise ValueError(f'{run.path}: no checkpoint to resume from; train_runs and cifar_train write one each epoch')
+        raise ValueError(f'{run.path}: no checkpoint to resume from; train with checkpoints, as train_runs does')
     images = data or info.get('images')
-    if not images: raise ValueError(f'{run.path}: the path of the images is missing in run.json; set `data` to it')
+    if not images: raise ValueError(f'{run.path}: run.json lacks the path of the images; set `data` to it')
     with nullcontext() if rank_distrib() else run.lock():
         start = find_checkpoint(run.path/'checkpoints', checkpoint, run.resume_command)[0]
         parts,kwargs = _parts(info),{**info.get('dls', {}), **kwargs}
@@ -222,58 +243,23 @@ def resume(
         parts = _extend(run.path, parts, epochs, then, len(dls.train))
         done = run.checkpoints()[-1]['epoch']
         if run.state=='done' and checkpoint is True and done==sum(o.epochs for o in parts):
-            raise ValueError(f'{run.path}: all {done} epochs are done; set `epochs` or an earlier `checkpoint`')
+            raise ValueError(f'{run.path}: all {done} epochs are done; set `epochs`, or an earlier `checkpoint`')
         learn = parts[0].learner(dls, cbs=cbs)
         wanted = [_old_callbacks.get(o, o) for o in info.get('cbs', [])]
         missing = [o for o in wanted if o not in [type(cb).__name__ for cb in learn.cbs]]
         if missing:
-            raise ValueError(f'{run.path}: missing callbacks {", ".join(missing)}, with which the run was trained; '
-                             f'pass them, as in resume(path, cbs=[{missing[0]}()])')
+            raise ValueError(f'{run.path}: the run was trained with the callbacks {", ".join(missing)}; '
+                             f'pass them to resume, as in cbs=[{missing[0]}(...)]')
         _on_rank0(lambda: run, dls.device) # all ranks have read run.json
         if not rank_distrib():
-            this = dict(checkpoint=start.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shell_command(*sys.argv))
-            run.update(recipe=parts[0].to_dict(), resumed=[*info.get('resumed', []),this],
+            entry = dict(checkpoint=start.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shell_command(*sys.argv))
+            run.update(recipe=parts[0].to_dict(), resumed=[*info.get('resumed', []),entry],
                        then=[dict(epochs=o.epochs, schedule=o.to_dict()['schedule']) for o in parts[1:]],
                        cbs=required_callbacks(learn), processes=max(1, num_distrib()))
         before(parts[0], learn, run)
         return run.record(learn, partial(_fit_parts, parts), info.get('tensorboard', False), args)
 
 # %% ../nbs/19_runs.ipynb #aa2a09ca
-def find_runs(
-    root='runs' # Folder of all runs
-) -> list: # `Run`s, the oldest first
-    "Find the runs in a folder; warn of those whose `run.json` is corrupt"
-    res = []
-    for o in Path(root).expanduser().glob('[!.]*/run.json'):
-        run = Run(o.parent)
-        try: res.append((run.info.get('started', ''), run.info.get('started_ns', 0), run.path.name, run))
-        except ValueError as e: warnings.warn(str(e))
-    return [o[-1] for o in sorted(res, key=lambda o: o[:3])]
-
-def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [*map(Run, runs)]
-
-def runs_table(
-    runs='runs' # `Run`s, or the folder of all
-) -> pd.DataFrame: # A row for each run: recipe, data, seed, state, epochs, accuracies, seconds, start and reason
-    """Return runs as a table
-
-    Filter and sort it with pandas: `runs_table().query('state=="done"').sort_values('final')`."""
-    columns = ['recipe','data','seed','state','epochs','planned','final','best','seconds','started','reason']
-    names,rows = [],[]
-    for run in _runs(runs):
-        info = run.info
-        recipe,added = _recipe(info),info.get('then') or []
-        planned = recipe.get('epochs', 0)+sum(o['epochs'] for o in added)
-        row = dict(recipe=recipe.get('name', ''), data=info.get('data', ''), seed=recipe.get('seed'), state=run.state,
-                   epochs=0, planned=planned, final=math.nan, best=math.nan, seconds=math.nan,
-                   started=info.get('started', ''), reason=info.get('reason') or '')
-        if (run.path/'history.csv').exists() and len(df := run.history()):
-            row.update(epochs=len(df), final=df.valid_accuracy.iloc[-1], best=df.valid_accuracy.max())
-            if 'seconds' in df: row['seconds'] = df.seconds.sum()
-        names.append(run.path.name)
-        rows.append(row)
-    return pd.DataFrame(rows, pd.Index(names, name='run'), columns)
-
 def plot_runs(
     runs, # `Run`s, or their folders; or the folder of all
     fig=None # matplotlib figure to draw on; None creates one
@@ -282,14 +268,6 @@ def plot_runs(
     frames = {o.path.name: o.history() for o in _runs(runs) if (o.path/'history.csv').exists()}
     if not frames: raise ValueError('plot_runs: no run has finished an epoch')
     return plot_history(frames, fig)
-
-def _flat(d, prefix=''):
-    "Flatten nested dicts; keys are joined by dots"
-    res = {}
-    for k,v in d.items():
-        if isinstance(v, dict): res.update(_flat(v, f'{prefix}{k}.'))
-        else: res[prefix+k] = v
-    return res
 
 def compare_recipes(
     a, # A `Recipe`, a `Run`, or the folder of a run
@@ -304,7 +282,7 @@ def compare_recipes(
             name,d = run.path.name,dict(_recipe(run.info))
             if added := run.info.get('then'): d['then'] = added
         names.append(name)
-        dicts.append(json.loads(json.dumps(_flat(d))))
+        dicts.append(pd.json_normalize(json.loads(json.dumps(d))).iloc[0].to_dict()) # nested keys are joined by dots
     if names[0]==names[1]: names = ['first','second']
     fields = [k for k in {**dicts[0],**dicts[1]} if dicts[0].get(k)!=dicts[1].get(k)]
     rows = [[o.get(k, '') for o in dicts] for k in fields]

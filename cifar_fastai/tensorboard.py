@@ -1,4 +1,4 @@
-"""Log a training to TensorBoard: scalars, images, the graph, hyperparameters and range tests
+"""Log a training to TensorBoard: scalars, the first batch, the graph, hyperparameters and range tests
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/tensorboard.html.md"""
 
@@ -6,72 +6,53 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/tensorboard.html.md"""
 
 # %% ../nbs/17_tensorboard.ipynb #84a6b563
 from __future__ import annotations
-import io,tempfile,time,warnings
+import io,time,warnings
 from contextlib import redirect_stdout
 from fastai.vision.all import *
 from torchvision.utils import make_grid
-from .core import *
 from .callbacks import *
 from .models import inference_copy
-from .recipe import *
-from .interpret import *
-from .checkpoint import epoch_metrics
+from .checkpoint import create_folder,epoch_metrics
 
 # %% auto #0
 __all__ = ['TensorBoardLog']
 
 # %% ../nbs/17_tensorboard.ipynb #4cdaec56
 class TensorBoardLog(FitCallback):
-    "Log scalars by step and by epoch, images, the graph, hyperparameters and range tests for TensorBoard"
+    "Log scalars by step and by epoch, the first batch, the graph, hyperparameters and range tests for TensorBoard"
     order,run_valid,during = History.order+2,False,('fit','range_test')
     def __init__(self,
         log_dir, # Folder of the event files, created if missing
-        hparams=None, # Hyperparameters: a `Recipe`, or a dict
-        n_images:int=25 # Number of images in a grid; 0 for none
+        hparams:dict|None=None, # Hyperparameters, such as `Recipe.to_dict()`
+        n_images:int=25 # Number of images of the first batch; 0 for none
     ):
         log_dir = Path(log_dir).expanduser()
         store_attr()
-        self.writer = self._xb = self._hparams_end = None
-        self.n_steps,self.n_epochs,self._steps = 0,0,[]
-        self._is_new = self._purge = self._has_images = False
-
-    def open(self):
-        "Start an event file. Raise `OSError` if the folder cannot be written"
-        from torch.utils.tensorboard import SummaryWriter
-        try:
-            self.log_dir.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.log_dir).close() # the writer would fail later, in a thread
-        except OSError as e:
-            raise OSError(f'TensorBoardLog: {self.log_dir} cannot be written ({e.strerror}); '
-                          'choose another log_dir') from e
-        rows = getattr(getattr(self.learn, 'history', None), 'rows', [])
-        if rows and not self.n_steps: self.n_steps,self._purge = len(rows)*len(self.dls.train),True # resumed
-        if self._purge: # files are read in the order of the seconds in their names
-            stamps = [int(o.name.split('.')[3]) for o in self.log_dir.glob('events.out.tfevents.*')]
-            time.sleep(min(max(0, max(stamps, default=0)+1-time.time()), 1))
-        self.writer = SummaryWriter(self.log_dir, purge_step=self.n_steps+1 if self._purge else None)
-        self._is_new,self._purge = True,False
-
-    def close(self):
-        "Write the steps of an unfinished epoch and close the file"
-        if not self.writer: return
-        self._write_steps()
-        self.writer.close()
-        self.writer = None
+        self.writer = self._xb = None
+        self.n_steps,self.n_epochs,self._steps,self._resumed = 0,0,[],False
 
     def before_fit(self): self.run = not rank_distrib()
-    def cleanup(self): self.close()
-
     def before_train(self):
-        if self.writer and self._purge:
-            self.writer.close()
-            self.writer = None
-        if not self.writer: self.open()
+        if self.writer: return
+        from torch.utils.tensorboard import SummaryWriter
+        create_folder(self.log_dir) # raises here; the writer would fail later, in a thread
+        rows = getattr(getattr(self.learn, 'history', None), 'rows', [])
+        if rows and not self.n_steps: self.n_steps,self._resumed = len(rows)*len(self.dls.train),True
+        if self._resumed: # files are read in the order of the seconds in their names
+            stamps = [int(o.name.split('.')[3]) for o in self.log_dir.glob('events.out.tfevents.*')]
+            time.sleep(min(max(0, max(stamps, default=0)+1-time.time()), 1))
+        self.writer = SummaryWriter(self.log_dir)
+
+    def cleanup(self):
+        if not self.writer: return
+        self._write_steps() # of an unfinished epoch
+        self.writer.close()
+        self.writer = None
 
     def state_dict(self): return dict(n_steps=self.n_steps, n_epochs=self.n_epochs, steps=self._steps)
     def load_state_dict(self, state):
         self.n_steps,self.n_epochs,self._steps = state['n_steps'],state['n_epochs'],state['steps']
-        self._purge = not (self.writer and self._is_new) # later steps may have been written
+        self._resumed = True
 
     def after_batch(self):
         if self.in_range_test: return
@@ -89,55 +70,48 @@ class TensorBoardLog(FitCallback):
         self.n_epochs = row.pop('epoch', self.n_epochs+1)
         row = {f'epoch/{k}': v for k,v in row.items() if isinstance(v, Number)}
         for k,v in row.items(): self.writer.add_scalar(k, v, self.n_epochs)
-        if self._xb: self._write_once(list(row))
+        if self._xb:
+            self._write_images(self._xb[0])
+            self._write_graph(self._xb)
+            if self.hparams is not None: self._write_hparams(row)
+            self._xb = ()
         self.writer.flush()
 
     def after_fit(self):
-        if not self.writer: return
-        if self.in_range_test:
-            for i,(lr,loss) in enumerate(zip(self.recorder.lrs, self.recorder.losses), 1):
-                self.writer.add_scalar('range_test/lr', float(lr), i)
-                self.writer.add_scalar('range_test/loss', float(loss), i)
-        elif self._has_images and num_distrib()<2: self._try(self._misclassified)
-        if self._hparams_end: self.writer.file_writer.add_summary(self._hparams_end)
-        self.close()
+        if not self.writer or not self.in_range_test: return
+        for i,(lr,loss) in enumerate(zip(self.recorder.lrs, self.recorder.losses), 1):
+            self.writer.add_scalar('range_test/lr', float(lr), i)
+            self.writer.add_scalar('range_test/loss', float(loss), i)
 
     def _write_steps(self):
-        if self._steps: self._is_new = False
+        if self._resumed: # TensorBoard discards later steps of the interrupted training
+            from tensorboard.compat.proto.event_pb2 import Event,SessionLog
+            start = Event(session_log=SessionLog(status=SessionLog.START))
+            self.writer.file_writer.add_event(start, self.n_steps+1)
+            self._resumed = False
         for step in self._steps:
             self.n_steps += 1
             for k,v in step.items(): self.writer.add_scalar(f'train/{k}', float(v), self.n_steps)
         self._steps = []
 
-    def _write_once(self, metrics):
-        "Write the first batch, the graph and the hyperparameters, beside which TensorBoard shows `metrics`"
-        from torch.utils.tensorboard import summary
-        xb,self._xb = self._xb,()
-        self._has_images = self.n_images>0 and xb[0].ndim==4 and xb[0].shape[1] in (1,3)
-        if self._has_images: self._try(self._first_batch, xb[0])
-        self._try(self._graph, xb)
-        if self.hparams is None: return
-        values = dict(self.hparams.rows()) if isinstance(self.hparams, Recipe) else self.hparams
-        values = {k: v if isinstance(v, (int,float,str)) else str(v) for k,v in values.items()}
-        *start,self._hparams_end = summary.hparams(values, dict.fromkeys(metrics)) # `add_hparams` starts another run
-        for o in start: self.writer.file_writer.add_summary(o)
-
-    def _try(self, f, *args):
-        try: f(*args)
-        except Exception as e: warnings.warn(f"TensorBoardLog: no {f.__name__[1:].replace('_',' ')}: {e}")
-
-    def _first_batch(self, x):
+    def _write_images(self, x):
+        if not self.n_images or x.ndim!=4 or x.shape[1] not in (1,3): return
         x = TensorImage(x[:self.n_images].detach().cpu()) # the type that `Normalize` decodes
         for t in getattr(self.dls.train.after_batch, 'fs', []):
             if isinstance(t, Normalize): x = t.decode(x)
         grid = make_grid(x.float().clamp(0,1), nrow=math.ceil(len(x)**.5), pad_value=1)
         self.writer.add_image('images/train', grid, self.n_steps)
 
-    def _graph(self, xb):
+    def _write_graph(self, xb):
         xb = tuple(to_float(x[:1].detach().cpu().as_subclass(Tensor)) for x in xb)
-        with warnings.catch_warnings(),redirect_stdout(io.StringIO()),torch.autocast('cpu', enabled=False):
-            warnings.simplefilter('ignore')
-            self.writer.add_graph(inference_copy(self.model), xb)
+        try:
+            with warnings.catch_warnings(),redirect_stdout(io.StringIO()),torch.autocast('cpu', enabled=False):
+                warnings.simplefilter('ignore')
+                self.writer.add_graph(inference_copy(self.model), xb)
+        except Exception as e: warnings.warn(f'TensorBoardLog: no graph: {e}')
 
-    def _misclassified(self):
-        self.writer.add_figure('images/misclassified', plot_misclassified(self.learn, n=self.n_images), self.n_steps)
+    def _write_hparams(self, metrics):
+        "Write the hyperparameters, beside which TensorBoard shows `metrics`; `add_hparams` would start another run"
+        from torch.utils.tensorboard.summary import hparams
+        values = {k: v if isinstance(v, (int,float,str)) else str(v) for k,v in self.hparams.items()}
+        for o in hparams(values, dict.fromkeys(metrics)): self.writer.file_writer.add_summary(o)
