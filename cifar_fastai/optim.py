@@ -192,12 +192,11 @@ def muon_groups(
     def sgd_group(params, rate):
         return dict(params=params, lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False,
                     freezable=False)
-    named = {name: p for name,p in model.named_parameters() if p.requires_grad}
     whiten = [p for name,p in model.named_parameters() if name=='whiten.bias'] # stays in its group when it is frozen
-    named.pop('whiten.bias', None)
-    biases = [p for p in named.values() if p.ndim==1]
-    head = [p for p in named.values() if p.ndim in (2,3)]
-    filters = [p for p in named.values() if p.ndim>3]
+    others = [p for name,p in model.named_parameters() if p.requires_grad and name!='whiten.bias']
+    biases = [p for p in others if p.ndim==1]
+    head = [p for p in others if p.ndim in (2,3)]
+    filters = [p for p in others if p.ndim>3]
     muon_group = dict(params=filters, lr_mult=1., muon=True, freezable=False)
     return [sgd_group(whiten, bias_lr), sgd_group(biases, bias_lr), sgd_group(head, head_lr),
             muon_group if muon else sgd_group(filters, lr)]
