@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cpu.html.md"""
 
 # %% ../nbs/09_cpu.ipynb #2ed2f301
 from __future__ import annotations
-import ctypes
+import ctypes,platform
 from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
 from .callbacks import FitCallback
@@ -64,15 +64,12 @@ class PackedConv(FitCallback):
         self._convs = ()
 
 # %% ../nbs/09_cpu.ipynb #1c52d824
-_malloc_options = dict(trim_threshold=-1, top_pad=-2, mmap_max=-4) # numbers in glibc's malloc.h
-
-def _mallopt(**options):
+def _mallopt(trim_threshold, top_pad, mmap_max):
     "Set options of glibc's `malloc`. Do nothing elsewhere"
-    try: malloc = ctypes.CDLL(None)
-    except (OSError,TypeError): return # Windows
-    if not hasattr(malloc, 'mallopt') or not hasattr(malloc, 'gnu_get_libc_version'): return # macOS, musl
-    for k,v in options.items(): malloc.mallopt(_malloc_options[k], v)
-    if options['mmap_max']: malloc.malloc_trim(0)
+    if platform.libc_ver()[0]!='glibc': return # Windows, macOS, musl
+    malloc = ctypes.CDLL(None)
+    for number,value in ((-1,trim_threshold),(-2,top_pad),(-4,mmap_max)): malloc.mallopt(number, value) # see malloc.h
+    if mmap_max: malloc.malloc_trim(0)
 
 class MallocTuning(FitCallback):
     "On a CPU with glibc, keep the memory that a training step frees for the next one, and return it after the fit"
@@ -80,7 +77,7 @@ class MallocTuning(FitCallback):
     during = 'fit','range_test','evaluation'
     def before_fit(self):
         self.kept = torch.device(getattr(self.dls, 'device', None) or 'cpu').type=='cpu'
-        if self.kept: _mallopt(mmap_max=0, trim_threshold=2**31-1, top_pad=2**28)
+        if self.kept: _mallopt(trim_threshold=2**31-1, top_pad=2**28, mmap_max=0)
 
     def cleanup(self):
-        if self.kept: _mallopt(mmap_max=65536, trim_threshold=2**17, top_pad=2**17)
+        if self.kept: _mallopt(trim_threshold=2**17, top_pad=2**17, mmap_max=65536)

@@ -7,7 +7,6 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/distributed.html.md"""
 # %% ../nbs/11_distributed.ipynb #62deb967
 from __future__ import annotations
 import atexit,os,warnings
-from operator import itemgetter
 from contextlib import contextmanager
 from datetime import timedelta
 try: from accelerate import PartialState
@@ -68,11 +67,6 @@ def detect_lost_process():
                           'Look for the error message of that process; a killed process leaves none') from e
 
 # %% ../nbs/11_distributed.ipynb #ed89b3d6
-def _batch_norms(model):
-    "Return the layers that compute torch's own batch norm, which `SyncBatchNorm` can replace"
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [m for m in norms if type(m).forward is nn.BatchNorm2d.forward]
-
 class Distributed(FitCallback, DistributedTrainer):
     "Train on several processes as on one: fastai's `DistributedTrainer`, for loaders that split each batch"
     during = 'fit','range_test','evaluation'
@@ -94,8 +88,10 @@ class Distributed(FitCallback, DistributedTrainer):
         self._check_loaders()
 
     def _sync_norms(self):
-        self._norms = [(m,type(m)) for m in _batch_norms(self.learn.model)]
-        for m,_ in self._norms: # in place: hooks, optimizer and other callbacks hold these layers
+        "Replace the layers that compute torch's own batch norm, in place: hooks and other callbacks hold these layers"
+        norms = [m for m in self.learn.model.modules() if type(m).forward is nn.BatchNorm2d.forward]
+        self._norms = [(m,type(m)) for m in norms]
+        for m in norms:
             m.__class__ = nn.SyncBatchNorm
             m.process_group = None
 
@@ -187,16 +183,15 @@ def spread(
     jobs, # Jobs, the same in all processes
     device=None # As for `start_processes`
 ) -> list: # Results in the order of `jobs`, in all processes
-    "Run independent jobs in all processes at once. Raise the first error when all jobs are done"
+    "Distribute independent jobs over the processes. Raise the first error after all jobs are done"
     jobs = list(jobs)
     if num_distrib()<2: return [f(o) for o in jobs]
     start_processes(device, hours=24*7)
-    def run(i):
-        try: return i,f(jobs[i]),None
-        except Exception as e: return i,None,e
-    with PartialState().split_between_processes(list(range(len(jobs)))) as mine,single_process():
-        done = [run(i) for i in mine]
-    done = sorted(gather_object(done), key=itemgetter(0))
-    for _,_,error in done:
+    def run(job):
+        try: return f(job),None
+        except Exception as e: return None,e
+    with PartialState().split_between_processes(jobs) as mine,single_process(): done = [run(o) for o in mine]
+    done = gather_object(done) # in the order of the jobs
+    for _,error in done:
         if error is not None: raise error
-    return [result for _,result,_ in done]
+    return [result for result,_ in done]

@@ -6,6 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 
 # %% ../nbs/05_models.ipynb #fb206fb6
 from __future__ import annotations
+from contextlib import ExitStack
 from fastai.vision.all import *
 from torch.utils.flop_counter import FlopCounterMode
 from .core import look_up,okabe_ito
@@ -35,10 +36,9 @@ def create_model(
 ) -> nn.Module:
     "Create a model by name. Raise `ValueError` for an unknown name or argument"
     f = look_up('model', name, architectures)
-    params = inspect.signature(f).parameters
-    unknown = [k for k in kwargs if k not in params]
-    if unknown and not any(p.kind==p.VAR_KEYWORD for p in params.values()):
-        raise ValueError(f'model {name!r} has no argument {unknown[0]!r}; it has {", ".join(params)}')
+    signature = inspect.signature(f)
+    try: signature.bind(n_out=n_out, **kwargs)
+    except TypeError as e: raise ValueError(f'model {name!r}: {e}; it has {", ".join(signature.parameters)}') from None
     return f(n_out=n_out, **kwargs)
 
 def n_params(
@@ -171,7 +171,7 @@ def conv_pool_norm(
 
 # %% ../nbs/05_models.ipynb #d28bb70b
 class SkipStage(nn.Module):
-    "Shrink to `x`, then return `res(x) + skip*x`, where `res` is two convolutions; no ReLU follows the sum"
+    "Halve the size of the map, then return `res(x) + skip*x`, where `res` is two convolutions, without a final ReLU"
     def __init__(self,
         ni:int, # Input channels
         nf:int, # Output channels
@@ -227,7 +227,7 @@ def whitening_filters(
 def identity_init(
     model:nn.Module # Its convolutions are changed in place
 ) -> nn.Module: # The same model
-    "Let the first filters of each 3x3 convolution pass on its input, and leave the others random (as airbench)"
+    "Make the first filters of each 3x3 convolution copy its input, and leave the others random (as airbench)"
     for m in model.modules():
         if isinstance(m, nn.Conv2d) and m.kernel_size==(3,3): nn.init.dirac_(m.weight.data[:m.in_channels])
     return model
@@ -257,11 +257,10 @@ class _ConvGroup(nn.Module):
         self.rest = nn.ModuleList([nn.Sequential(conv(nf), BiasNorm(nf)) for _ in range(depth-1)])
 
     def forward(self, x):
-        x = x0 = self.act(self.first(x))
-        for block in self.rest:
-            x = block(x)
-            x = self.act(x+x0 if block is self.rest[-1] and len(self.rest)>1 else x)
-        return x
+        x = y = self.act(self.first(x))
+        for block in self.rest[:-1]: y = self.act(block(y))
+        y = self.rest[-1](y)
+        return self.act(x+y if len(self.rest)>1 else y)
 
 @register_model
 def speednet(
@@ -317,16 +316,13 @@ class ModelSummary:
 
     def __repr__(self):
         r,mb = self.rows,2**20
-        lines = [f'{"Layer":<24}{"Output":>20}{"Parameters":>14}', '='*58]
-        for i,o in enumerate(r.itertuples(), 1):
-            n = f'({o.parameters:,})' if o.again else f'{o.parameters:,}'
-            lines.append(f'{o.layer+"-"+str(i):<24}{str(o.output):>20}{n:>14}')
-        total = f'{self.params:,} parameters ({self.params*4/mb:.2f} MB in fp32)'
-        others = self.params-r.new.sum()
-        if others: total += f', {others:,} of them not in these layers'
-        size = sum(math.prod(o) for o in r.output)*4/mb
-        inp = 'x'.join(map(str, self.inp))
-        lines += ['='*58, total, f'{self.macs:,} multiply-adds and {size:.2f} MB of outputs for one image of {inp}']
+        counts = [f'({n:,})' if again else f'{n:,}' for n,again in zip(r.parameters, r.again)]
+        names = [f'{o}-{i}' for i,o in enumerate(r.layer, 1)]
+        table = pd.DataFrame(dict(Output=[str(o) for o in r.output], Parameters=counts), names)
+        inp,size = 'x'.join(map(str, self.inp)),sum(math.prod(o) for o in r.output)*4/mb
+        lines = [table.rename_axis(columns='Layer').to_string(), '',
+                 f'{self.params:,} parameters ({self.params*4/mb:.2f} MB in fp32)',
+                 f'{self.macs:,} multiply-adds and {size:.2f} MB of outputs for one image of {inp}']
         if r.again.any(): lines.append('(n): a layer that was used before, counted once')
         return '\n'.join(lines)
 
@@ -334,22 +330,18 @@ class ModelSummary:
         ax=None # Axes to draw on; None creates them
     ): # The axes
         "Draw the stages as boxes: the height shows the size of the map, the width the number of channels (log)"
-        stages = [('input', self.inp, 0)]+self.stages
-        if ax is None: ax = plt.subplots(figsize=(max(6, len(stages)),3.2), layout='constrained')[1]
-        sides = [shape[-1] if len(shape)==3 else 1 for _,shape,_ in stages]
-        x = 0
-        for i,((name,shape,n),side) in enumerate(zip(stages, sides)):
-            w,h = .25+.16*math.log2(max(shape[0], 2)),.25+1.75*(side/max(sides))**.5
-            mid = x+max(w, .95)/2
-            color = okabe_ito[0] if n else 'white'
-            ax.add_patch(plt.Rectangle((mid-w/2,-h/2), w, h, fc=color, ec='0.3', alpha=.75))
-            ax.text(mid, 1.12, name, ha='center', va='bottom', fontsize=9, weight='bold')
+        names,shapes,params = zip(('input',self.inp,0), *self.stages)
+        if ax is None: ax = plt.subplots(figsize=(max(6, len(names)),3.2), layout='constrained')[1]
+        sides = np.array([o[-1] if len(o)==3 else 1 for o in shapes])
+        heights = .25+1.75*(sides/sides.max())**.5
+        widths = .2+.07*np.log2([max(o[0], 2) for o in shapes])
+        colors = [okabe_ito[0] if n else 'white' for n in params]
+        ax.bar(range(len(names)), heights, widths, -heights/2, color=colors, edgecolor='0.3', alpha=.75)
+        for i,(name,shape,n) in enumerate(zip(names, shapes, params)):
+            ax.text(i, 1.12, name, ha='center', va='bottom', fontsize=9, weight='bold')
             label = 'x'.join(map(str, shape))
-            if n: label += f'\n{n:,}'
-            ax.text(mid, -1.12, label, ha='center', va='top', fontsize=9)
-            if i: ax.annotate('', (mid-w/2,0), (end,0), arrowprops=dict(arrowstyle='->', color='0.3'))
-            end,x = mid+w/2,x+max(w, .95)+.3
-        ax.set(xlim=(-.1,x-.2), ylim=(-1.75,1.55), title=f'{self.params:,} parameters')
+            ax.text(i, -1.12, f'{label}\n{n:,}' if n else label, ha='center', va='top', fontsize=9)
+        ax.set(xlim=(-.6,len(names)-.4), ylim=(-1.75,1.55), title=f'{self.params:,} parameters')
         ax.axis('off')
         return ax
 
@@ -374,11 +366,10 @@ def model_summary(
         seen.update([m,*own])
     like = next(model.parameters(), torch.zeros(()))
     x = torch.zeros(1, n_in, size, size, device=like.device, dtype=like.dtype)
-    handles = [m.register_forward_hook(look) for m in model.modules() if m is not model or not list(m.children())]
-    try:
-        with undisturbed(model),FlopCounterMode(display=False) as flops: model(x)
-    finally:
-        for h in handles: h.remove()
+    with ExitStack() as hooks,undisturbed(model),FlopCounterMode(display=False) as flops:
+        for m in model.modules():
+            if m is not model or not list(m.children()): hooks.callback(m.register_forward_hook(look).remove)
+        model(x)
     return ModelSummary(pd.DataFrame(rows), stages, (n_in,size,size), n_params(model), flops.get_total_flops()//2)
 
 # %% ../nbs/05_models.ipynb #0731435c

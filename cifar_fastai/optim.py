@@ -86,15 +86,16 @@ def orthogonalize(
     eps:float=1e-7 # Added to the norm
 ) -> Tensor: # Matrices of the same shape, with singular values between about 0.7 and 1.2
     "Approximate the nearest orthogonal matrices, `U Vᵀ` of the SVD, by Newton-Schulz iterations (K. Jordan, 2024)"
+    if g.ndim!=3: return orthogonalize(g.reshape(-1, *g.shape[-2:]), steps, dtype, eps).reshape(g.shape)
+    if g.shape[1]>g.shape[2]: return orthogonalize(g.mT, steps, dtype, eps).mT
     a,b,c = 3.4445,-4.7750,2.0315
     x = g.to(dtype or _muon_dtype(g))
-    x = x/(x.flatten(-2).norm(dim=-1)[...,None,None]+eps)
-    wide = g.shape[-2]<=g.shape[-1]
-    if not wide: x = x.mT
+    x = x/(torch.linalg.vector_norm(x, dim=(1,2), keepdim=True)+eps)
     for _ in range(steps):
-        s = x@x.mT
-        x = a*x + (b*s+c*s@s)@x
-    return (x if wide else x.mT).to(g.dtype)
+        s = torch.bmm(x, x.mT)
+        s = torch.baddbmm(s, s, s, beta=b, alpha=c)
+        x = torch.baddbmm(x, s, x, beta=a)
+    return x.to(g.dtype)
 
 # %% ../nbs/06_optim.ipynb #927ea835
 def _nesterov(grads, bufs, momentum):
@@ -111,12 +112,17 @@ def _sgd_step(params, grads, bufs, lr, momentum, weight_decay):
 def _muon_step(params, grads, bufs, lr, momentum, n_iter, renorm, dtype):
     grads = _nesterov(grads, bufs, momentum)
     if renorm:
-        for p,norm in zip(params, torch._foreach_norm(params)): p.mul_(len(p)**.5/norm)
-    shapes = {}
-    for p,g in zip(params, grads): shapes.setdefault((len(p),p[0].numel()), []).append((p,g))
-    for pairs in shapes.values(): # one batch of matrices for each shape
-        stacked = torch.stack([g.reshape(len(g),-1) for _,g in pairs])
-        for (p,_),u in zip(pairs, orthogonalize(stacked, n_iter, dtype)): p.sub_(u.view_as(p)*lr)
+        factors = torch._foreach_reciprocal(torch._foreach_norm(params))
+        torch._foreach_mul_(factors, [len(p)**.5 for p in params])
+        torch._foreach_mul_(params, factors)
+    steps = {}
+    for shape in dict.fromkeys(p.shape for p in params): # one batch of matrices for each shape
+        same = [i for i,p in enumerate(params) if p.shape==shape]
+        batch = torch.stack([grads[i] for i in same]).flatten(2)
+        steps.update(zip(same, orthogonalize(batch, n_iter, dtype).reshape(-1, *shape)))
+    steps = [steps[i] for i in range(len(params))]
+    torch._foreach_mul_(steps, lr)
+    torch._foreach_sub_(params, steps)
 
 @lru_cache(maxsize=None)
 def _compiled(f): return torch.compile(f, dynamic=False)
@@ -186,12 +192,11 @@ def muon_groups(
     def sgd_group(params, rate):
         return dict(params=params, lr_mult=rate/lr, weight_decay=2000*decay/rate, momentum=bias_mom, muon=False,
                     freezable=False)
-    named = {name: p for name,p in model.named_parameters() if p.requires_grad}
     whiten = [p for name,p in model.named_parameters() if name=='whiten.bias'] # stays in its group when it is frozen
-    named.pop('whiten.bias', None)
-    biases = [p for p in named.values() if p.ndim==1]
-    head = [p for p in named.values() if p.ndim in (2,3)]
-    filters = [p for p in named.values() if p.ndim>3]
+    others = [p for name,p in model.named_parameters() if p.requires_grad and name!='whiten.bias']
+    biases = [p for p in others if p.ndim==1]
+    head = [p for p in others if p.ndim in (2,3)]
+    filters = [p for p in others if p.ndim>3]
     muon_group = dict(params=filters, lr_mult=1., muon=True, freezable=False)
     return [sgd_group(whiten, bias_lr), sgd_group(biases, bias_lr), sgd_group(head, head_lr),
             muon_group if muon else sgd_group(filters, lr)]

@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/precision.html.md"""
 # %% ../nbs/10_precision.ipynb #f14653d4
 from __future__ import annotations
 import contextlib,gc,time,warnings
-from contextlib import contextmanager
+from contextlib import ExitStack,contextmanager
 from types import MethodType
 from fastai.vision.all import *
 from fastai.callback import fp16
@@ -25,24 +25,20 @@ __all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'Compile', 'sy
 # %% ../nbs/10_precision.ipynb #6f5a9538
 class MixedPrecision(FitCallback, fp16.MixedPrecision):
     "fastai's `MixedPrecision` on the device of the model. Only fp16 needs scaled gradients: bf16 has the range of fp32"
-    during,autocast,_is_open = ('fit','range_test','evaluation'),None,False
+    during,autocast,_entered = ('fit','range_test','evaluation'),None,ExitStack()
 
     def before_batch(self):
         self._close()
-        self.autocast.__enter__()
-        self._is_open = True
+        self._entered.enter_context(self.autocast)
 
-    def after_loss(self): self._close()
     def _close(self):
         "Leave the autocast region, if a forward pass that was cancelled or interrupted did not"
-        if not self._is_open: return
-        self._is_open = False
-        self.autocast.__exit__(None, None, None)
-    before_epoch = after_cancel_batch = after_cancel_train = after_cancel_validate = after_cancel_epoch = _close
-    after_cancel_fit = _close
+        self._entered.close()
+    after_loss = before_epoch = after_cancel_batch = after_cancel_train = after_cancel_validate = _close
+    after_cancel_epoch = after_cancel_fit = _close
 
     def before_step(self):
-        "As fastai's, which also reads the scale from the device at each step"
+        "Skip the step if a gradient is infinite. Unlike fastai's, do not record the scale, which waits for the device"
         self.skipped = True
         self.scaler.step(self)
         if self.skipped: raise CancelStepException()
@@ -51,7 +47,7 @@ class MixedPrecision(FitCallback, fp16.MixedPrecision):
     def _device_type(self): return next((p.device for p in self.model.parameters()), self.dls.device).type
 
     def region(self):
-        "Return a new autocast region, as in a fit, for what comes after it"
+        "Return a new autocast region of the precision of the fit"
         dtype = torch.bfloat16 if self.amp_mode==AMPMode.BF16 else torch.float16
         return torch.autocast(self._device_type, dtype=dtype)
 
@@ -60,17 +56,18 @@ class MixedPrecision(FitCallback, fp16.MixedPrecision):
         if device=='cuda' and self.amp_mode==AMPMode.BF16 and not torch.cuda.is_bf16_supported():
             raise ValueError('bf16: this GPU does not support bfloat16. Use to_fp16()')
         self.kwargs['enabled'] = self.amp_mode==AMPMode.FP16
+        self._entered = ExitStack()
         self.autocast,self.learn.scaler,self.scales = self.region(),torch.amp.GradScaler(device, **self.kwargs),L()
 
     @contextmanager
     def aside(self):
         "Give an evaluation within a batch of the fit an autocast region of its own"
-        was = self.autocast,self._is_open
-        self.autocast,self._is_open = self.region(),False
+        was = self.autocast,self._entered
+        self.autocast,self._entered = self.region(),ExitStack()
         try: yield
         finally:
             self._close()
-            self.autocast,self._is_open = was
+            self.autocast,self._entered = was
 
     def after_fit(self): pass # `cleanup` does what fastai does here
     def cleanup(self):
@@ -190,8 +187,7 @@ def synchronize(
 ):
     "Wait until a device has finished, so that a clock can be read"
     device = torch.device(device or 'cpu')
-    if device.type=='cuda': torch.cuda.synchronize(device)
-    elif device.type=='mps': torch.mps.synchronize()
+    if device.type!='cpu': torch.accelerator.synchronize(device)
 
 def matmul_peak(
     device=None, # None is fastai's default
