@@ -10,10 +10,10 @@ import itertools
 from contextlib import ExitStack
 from fastai.vision.all import *
 from safetensors.torch import load_file
-from .models import create_model,undisturbed
+from .models import architectures,create_model,undisturbed
 
 # %% auto #0
-__all__ = ['small_input', 'network', 'stage_splitter']
+__all__ = ['small_input', 'create_network', 'stage_splitter']
 
 # %% ../nbs/05a_networks.ipynb #8ec7381f
 def small_input(
@@ -36,8 +36,14 @@ def small_input(
 def _head_name(net):
     "Return the name of the last linear layer"
     names = [name for name,m in net.named_modules() if isinstance(m, nn.Linear)]
-    if not names: raise ValueError(f'network: {type(net).__name__} has no linear layer to replace')
+    if not names: raise ValueError(f'create_network: {type(net).__name__} has no linear layer to replace')
     return names[-1]
+
+def _set_head(net, n_out):
+    name = _head_name(net)
+    old = net.get_submodule(name)
+    if old.out_features!=n_out:
+        net.set_submodule(name, nn.Linear(old.in_features, n_out, old.bias is not None).to(old.weight))
 
 def _load_weights(net, file):
     weights = load_file(file) if Path(file).suffix=='.safetensors' else torch.load(file, 'cpu', weights_only=True)
@@ -46,7 +52,7 @@ def _load_weights(net, file):
     if any(k in weights and weights[k].shape!=v.shape for k,v in head.items()): weights.update(head) # other classes
     net.load_state_dict(weights)
 
-def network(
+def create_network(
     arch, # Name in `architectures`, 'timm:NAME', function such as `torchvision.models.resnet18`, or module
     n_out:int=10, # Number of classes
     small:bool=False, # Adapt it to small images by `small_input`?
@@ -63,10 +69,7 @@ def network(
         import timm
         net = timm.create_model(arch.removeprefix('timm:'), **kwargs)
     else: net = create_model(arch, n_out, **kwargs)
-    name = _head_name(net)
-    old = net.get_submodule(name)
-    if old.out_features!=n_out:
-        net.set_submodule(name, nn.Linear(old.in_features, n_out, old.bias is not None).to(old.weight))
+    if arch not in architectures: _set_head(net, n_out)
     if weights is not None: _load_weights(net, weights)
     return small_input(net) if small else net
 
@@ -81,12 +84,15 @@ def stage_splitter(
     model:nn.Module, # Network that starts with a convolution
     size:int=64 # Side of the image, large enough for a map of at least 2x2 pixels in the last stage
 ) -> L: # Trainable parameters of each stage, then those of the head
-    "Split the parameters where the feature maps change their size, for `freeze`, `fine_tune` and `slice(lr)`"
+    """Split the parameters where the feature maps change their size, for `freeze`, `fine_tune` and `slice(lr)`
+
+    Raise `ValueError` for a network without a convolution."""
+    conv = first(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    if conv is None: raise ValueError(f'stage_splitter: {type(model).__name__} has no convolution. Use trainable_params')
     blocks = [m for m in _blocks(model) if trainable_params(m)]
     sides = dict.fromkeys(blocks, 1) # the head has no map
     def look(m, inp, out):
         if isinstance(out, Tensor) and out.ndim==4: sides[m] = out.shape[2]
-    conv = first(m for m in model.modules() if isinstance(m, nn.Conv2d))
     with ExitStack() as hooks,undisturbed(model):
         for m in blocks: hooks.callback(m.register_forward_hook(look).remove)
         model(torch.zeros(1, conv.in_channels, size, size).to(conv.weight))

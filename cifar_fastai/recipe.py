@@ -13,6 +13,7 @@ from .core import *
 from .augment import *
 from .loaders import *
 from .models import *
+from .networks import *
 from .optim import *
 from .callbacks import *
 from .schedule import *
@@ -35,21 +36,21 @@ def head_splitter(
 
 def cifar_learner(
     dls:DataLoaders, # Images, as from `image_dls`
-    model='davidnet', # Name in `architectures`, or any module
+    model='davidnet', # A module, or what `create_network` takes: a name, 'timm:NAME', a function of torchvision
     loss_func=None, # None is cross-entropy
     opt_func=None, # None is SGD with Nesterov momentum 0.9 and weight decay 5e-4
     lr:float=.05, # Default learning rate of `fit`
     splitter=None, # Function from the model to parameter groups; None is `head_splitter`
     metrics=accuracy, # Metrics of the validation set
     cbs=None, # Further callbacks
-    model_args:dict|None=None, # Arguments of a model given by name, such as dict(norm='layer')
+    model_args:dict|None=None, # Arguments of `create_network`, such as dict(norm='layer') or dict(small=True)
     whiten:float|None=3., # Number of epochs to train the bias of a whitening first layer; None disables whitening
     **kwargs # Further arguments of `Learner`
 ) -> Learner: # With a `History` at `learn.history`
     """Return a `Learner` for small images, with callbacks that speed up training and stop it at a non-finite loss
 
     Raise `ValueError` for an unknown model."""
-    if isinstance(model, str): model = create_model(model, dls.c, **(model_args or {}))
+    if not isinstance(model, nn.Module): model = create_network(model, dls.c, **(model_args or {}))
     callbacks = [FastEvents(),History(),TerminateOnNonFinite(),DeferredMetrics(),MallocTuning()]
     if whiten is not None and hasattr(model, 'whiten'): callbacks.append(Whiten(whiten))
     return Learner(dls, model, loss_func or CrossEntropyLossFlat(), opt_func or sgd(.9, 5e-4, nesterov=True), lr,
