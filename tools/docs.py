@@ -62,6 +62,7 @@ def main():
     if checked.returncode>1 or rendered.returncode: sys.exit('\n'.join([printed,rendered.stdout,rendered.stderr]))
     broken = [o for o in printed.splitlines() if 'broken link' in o]
     broken += own_links(pages, get_config().doc_url.rstrip('/'))
+    shutil.copytree('nbs/images', pages/'images', dirs_exist_ok=True)
     own_fonts(pages)
     keyboard(pages)
     for o in pages.rglob('*.llms.md'): # the docstrings of the modules link to .html.md
