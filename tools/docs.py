@@ -36,6 +36,21 @@ def own_links(pages, url):
         page.write_text(re.sub(link, mend, text), encoding='utf-8')
     return broken
 
+def own_fonts(pages):
+    "Remove the web fonts that the themes load from elsewhere; their font stacks end in fonts of the system"
+    for o in (pages/'site_libs').rglob('*.css'):
+        text = o.read_text(encoding='utf-8')
+        o.write_text(re.sub(r'@import url\(["\']?https?:[^)]*\);?', '', text), encoding='utf-8')
+
+def keyboard(pages):
+    "Make the groups of the sidebar reachable by Tab, once each, and announce them as buttons"
+    group = r'(<a class="(sidebar-item-\w+)[^>]*data-bs-target="(#[^"]+)") role="navigation"'
+    def mend(m):
+        link,kind,target = m.groups()
+        focus = ' tabindex="-1"' if kind=='sidebar-item-toggle' else ''
+        return f'{link} href="{target}" role="button"{focus}'
+    for o in pages.rglob('*.html'): o.write_text(re.sub(group, mend, o.read_text(encoding='utf-8')), encoding='utf-8')
+
 def main():
     os.chdir(root)
     refresh_quarto_yml()
@@ -47,6 +62,9 @@ def main():
     if checked.returncode>1 or rendered.returncode: sys.exit('\n'.join([printed,rendered.stdout,rendered.stderr]))
     broken = [o for o in printed.splitlines() if 'broken link' in o]
     broken += own_links(pages, get_config().doc_url.rstrip('/'))
+    shutil.copytree('nbs/images', pages/'images', dirs_exist_ok=True)
+    own_fonts(pages)
+    keyboard(pages)
     for o in pages.rglob('*.llms.md'): # the docstrings of the modules link to .html.md
         shutil.copy(o, o.with_name(o.name.replace('.llms.md', '.html.md')))
     print('\n'.join(broken) or f"{len(list(pages.rglob('*.html')))} pages in {pages}, no broken link")

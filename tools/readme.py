@@ -19,7 +19,7 @@ def readme():
     text,resources = MarkdownExporter().from_notebook_node(nb)
     if resources.get('outputs'):
         raise SystemExit('nbs/index.ipynb: a cell draws a figure. Save it in nbs/images and show it in a Markdown cell')
-    text = re.sub(r'\]\((?!https?:|#)', '](nbs/', text) # links are relative to the notebook
+    text = re.sub(r'(\]\(|<img src=")(?!https?:|#)', r'\1nbs/', text) # links are relative to the notebook
     return re.sub(r'\n{3,}', '\n\n', text).strip()+'\n'
 
 if __name__=='__main__':
