@@ -115,12 +115,14 @@ def cifar_train(
 @command
 def cifar_bench(
     recipe:str=None, # Recipe (default: davidnet; speedrun with --quick)
-    data:str=None, # cifar10, digits, or a folder (default: cifar10; digits with --quick)
+    data:str=None, # cifar10, digits, or a folder (default: cifar10; digits with --quick or --host)
     bs:int=None, # Batch size (default: the recipe's; 64 with --quick)
     epochs:int=None, # Epochs of each training (default: the recipe's; 2 with --quick)
     n:int=None, # Number of timed trainings, each with its own seed (default: 3; 2 with --quick)
     seed:int=None, # First seed (default: the recipe's)
     baselines:str=None, # Comma-separated: stock_fastai, bare_pytorch, airbench (default: all available)
+    script:str=None, # Another baseline: a Python script that trains once and prints its seconds and its accuracy
+    pattern:str=None, # Regular expression of its result, (?P<time>...) and (?P<accuracy>...) (default finds time 2.5 accuracy 0.94)
     rounds:int=3, # Interleaved rounds of throughput measurements
     steps:int=None, # Timed steps in a round (default: 6; 60 on a GPU; 3 with --quick)
     warmup:int=None, # Untimed steps before them (default: 2; 20 on a GPU; 1 with --quick)
@@ -129,6 +131,7 @@ def cifar_bench(
     compile:store_true=False, # Compile training steps with torch.compile
     no_tta:store_true=False, # No test-time augmentation at the end
     speed_only:store_true=False, # Measure throughput only, no complete trainings
+    host:store_true=False, # Only measure the host overhead of a step, for the recipe or for all
     quick:store_true=False, # Digits and few steps: two minutes on two CPU cores, no download
     csv:str=None, # CSV file of results to append to
     plot:str=None, # Figure of accuracy over time (default: bench-<recipe>.png)

@@ -21,7 +21,8 @@ from .bench import write_row
 
 # %% auto #0
 __all__ = ['data_path', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe', 'mute_other_ranks', 'duration',
-           'find_run', 'save_results', 'with_lr', 'print_comparison', 'train', 'resume_run', 'list_runs']
+           'find_run', 'save_results', 'with_lr', 'comparison_text', 'print_comparison', 'train', 'resume_run',
+           'list_runs']
 
 # %% ../nbs/24_commands.ipynb #2e210a39
 def data_path(
@@ -176,14 +177,23 @@ def _recipes_to_train(names, model, lr, changes):
         rs = [r if r.model==model else r.but(name=f'{r.name}-{model}', **other) for r in rs]
     return [with_lr(r, lr) for r in rs] if lr else rs
 
+def comparison_text(
+    name:str, # What is compared
+    r:pd.Series, # Row of `paired_comparison`, or of `compare_trainings`
+    form:str='+.2%', # Format of the difference
+    each:str='seeds' # What is counted
+) -> str:
+    "Format a comparison: difference, confidence interval, and how many runs it takes if it is not distinguishable"
+    result = 'not distinguishable' if r.low<=0<=r.high else 'different'
+    if r.low<=0<=r.high and pd.notna(r.n_needed): result += f'; about {r.n_needed:.0f} {each} needed'
+    interval = f'95 % CI {r.low:{form}} to {r.high:{form}}, {r.n:.0f} {each}'
+    return f'{name}: {r.difference:{form}} ({interval}): {result}'
+
 def print_comparison(
     runs # `Run`s
 ):
     "Print the paired comparison of recipes trained with the same seeds"
-    for names,r in paired_comparison(runs).iterrows():
-        result = 'not distinguishable' if r.low<=0<=r.high else 'different'
-        if r.low<=0<=r.high and pd.notna(r.n_needed): result += f'; about {r.n_needed:.0f} seeds needed'
-        print(f'{names}: {r.difference:+.2%} (95 % CI {r.low:+.2%} to {r.high:+.2%}, {r.n:.0f} seeds): {result}')
+    for names,r in paired_comparison(runs).iterrows(): print(comparison_text(names, r))
 
 def _stopped(run):
     if not run: return '\nStopped'

@@ -21,6 +21,8 @@ from .report import *
 from .predict import PredictError
 from .export import *
 from .bench import *
+from .host import host_overhead
+from .script import *
 from .commands import *
 
 # %% auto #0
@@ -53,11 +55,19 @@ def _print_speeds(r, dls, device, speeds):
         print(f'\ncifar_fastai reaches {ratio:.0%} of the throughput of the bare loop')
     return flops/peak
 
-def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, device, fp32, compile, no_tta,
-          speed_only, quick, csv, plot):
+def _bench_host(recipe, data, bs, rounds, steps, warmup, device):
+    "Print the host's part of a step of one recipe or of all, see `cifar_bench --host`"
+    rs = list(recipes.values()) if recipe is None else [changed_recipe(recipe)]
+    path = data_path(data or 'digits')
+    table = host_overhead(rs, path, rounds, steps or 20, warmup or 5, bs or 32, device=device or default_device())
+    print(f'Per training step with a stub of the network, images of 16x16 pixels\n\n{table.round(2).to_string()}')
+
+def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds, steps, warmup, device, fp32, compile,
+          no_tta, speed_only, host, quick, csv, plot):
     "Measure a recipe, see `cifar_bench`"
     mute_other_ranks()
     check_device(device)
+    if host: return _bench_host(recipe, data, bs, rounds, steps, warmup, device)
     device,alone = torch.device(device or default_device()),num_distrib()<2
     defaults = dict(recipe='davidnet', data='cifar10', bs=None, epochs=None, n=3, steps=6, warmup=2)
     if device.type=='cuda': defaults.update(steps=60, warmup=20)
@@ -74,10 +84,12 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, d
         check_columns(csv, bench_columns)
     if not speed_only: plot = check_writable('plot', plot or f'bench-{r.name}.png')
     elif not alone: raise ValueError('--speed-only measures one device. Start it without torchrun')
+    if script and (speed_only or not alone):
+        raise ValueError('--script is timed by complete trainings on one device. Leave out --speed-only and torchrun')
     path = data_path(data)
     others,notes = {o: airbench_training(path) for o in trained},['quick'] if quick else []
-    rows = speeds = mfu = None
-    done = []
+    if script: others[Path(script).stem] = script_training(script, path, pattern)
+    rows,speeds,mfu,done = None,None,None,[]
     def report(row):
         done.append(row)
         _print_training(row)
@@ -99,6 +111,8 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, d
         if csv: save_bench(csv, bench_table(speeds, rows, mfu), r, path, device, steps, note=', '.join(notes))
         if speed_only: return
         print('\n'+bench_table(rows=rows).drop(columns='ratio').round(4).to_string())
+        for (names,quantity),o in compare_trainings(rows).iterrows():
+            print(comparison_text(f'{names}, {quantity}', o, '+.2%' if quantity=='accuracy' else '+.2f', 'trainings'))
         ax = plot_times(curves)
         ax.set_title(f'{r.name} on {device_name(device)}')
         ax.figure.savefig(plot, dpi=120)
