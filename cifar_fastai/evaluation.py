@@ -184,7 +184,8 @@ def labelled_files(
     "List labelled images. Raise `ValueError` for folders that are not named after a class"
     path = data_path(data)
     parts = dict(train=path/'train' if (path/'train').is_dir() else None, test=test_folder(path))
-    if any(parts.values()) and not parts[part]: raise ValueError(f'{path}: it has no folder {part}. See --data and --part')
+    if any(parts.values()) and not parts[part]:
+        raise ValueError(f'{path}: it has no folder {part}. See --data and --part')
     path = parts[part] or path
     if not path.is_dir(): raise ValueError(f'{data}: no such folder')
     files = image_files(path)
