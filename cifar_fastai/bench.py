@@ -459,10 +459,11 @@ def save_bench(
 ):
     "Append measurements to a file of results, with all that they depend on. Raise `ValueError` if it has other columns"
     device = torch.device(device or default_device())
+    precisions = dict(stock_fastai='to_fp16', airbench='fp16')
+    precisions.update(dict.fromkeys(['cifar_fastai','bare_pytorch'], recipe.precision_on(device)))
     for (learner,quantity),o in table.iterrows():
-        precision = dict(stock_fastai='to_fp16', airbench='fp16').get(learner, recipe.precision_on(device))
         values = {k: '' if pd.isna(v) else f'{v:.8g}' for k,v in o.drop('n').items()}
         write_row(file, recipe=recipe.name, data=Path(path).name, learner=learner, quantity=quantity, n=int(o.n),
                   **values, bs=recipe.bs, epochs=recipe.epochs, steps=steps, device=device_name(device),
-                  precision=precision, **package_versions(), commit=git_commit(), date=time.strftime('%Y-%m-%d'),
+                  precision=precisions.get(learner, ''), **package_versions(), commit=git_commit(), date=time.strftime('%Y-%m-%d'),
                   note=note)

@@ -88,7 +88,9 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
         raise ValueError('--script is timed by complete trainings on one device. Leave out --speed-only and torchrun')
     path = data_path(data)
     others,notes = {o: airbench_training(path) for o in trained},['quick'] if quick else []
-    if script: others[Path(script).stem] = script_training(script, path, pattern)
+    if script:
+        others[Path(script).name] = script_training(script, path, pattern)
+        notes.append(f'{Path(script).name} has its own batch size and epochs')
     rows,speeds,mfu,done = None,None,None,[]
     def report(row):
         done.append(row)
