@@ -465,5 +465,5 @@ def save_bench(
         values = {k: '' if pd.isna(v) else f'{v:.8g}' for k,v in o.drop('n').items()}
         write_row(file, recipe=recipe.name, data=Path(path).name, learner=learner, quantity=quantity, n=int(o.n),
                   **values, bs=recipe.bs, epochs=recipe.epochs, steps=steps, device=device_name(device),
-                  precision=precisions.get(learner, ''), **package_versions(), commit=git_commit(), date=time.strftime('%Y-%m-%d'),
-                  note=note)
+                  precision=precisions.get(learner, ''), **package_versions(), commit=git_commit(),
+                  date=time.strftime('%Y-%m-%d'), note=note)

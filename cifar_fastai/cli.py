@@ -59,6 +59,7 @@ def check_options(
         if k in ('images','results'): check_folder(k, v, optional=k=='results')
         if k=='data' and v not in ('cifar10','digits'): # other names are looked up later
             check_folder(k, v, optional=len(Path(v).parts)==1)
+        if k=='script' and not Path(v).expanduser().is_file(): raise ValueError(f'--script {v}: no such file')
         if k=='recipe' and 'cifar_fastai.recipe' not in sys.modules: # a script may have added recipes
             for o in [v] if isinstance(v, str) else v: look_up('recipe', o, _recipes)
 

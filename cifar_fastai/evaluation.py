@@ -39,10 +39,6 @@ def _baselines(names, device, speed_only):
         raise ValueError('baseline airbench is timed by complete trainings. Leave out --speed-only')
     return [o for o in names if o!='airbench'],[o for o in names if o=='airbench']
 
-def _print_training(row):
-    tta = '' if math.isnan(row['accuracy_tta']) else f", {row['accuracy_tta']:.2%} with TTA"
-    print(f"{row['learner']}, seed {row['seed']}: {row['accuracy']:.2%}{tta}, in {row['seconds']:.1f} s", flush=True)
-
 def _print_speeds(r, dls, device, speeds):
     "Print throughputs; return the MFU at one image per second"
     net,precision = create_model(r.model, dls.c, **r.model_args),r.precision_on(device)
@@ -92,9 +88,10 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
         others[Path(script).name] = script_training(script, path, pattern)
         notes.append(f'{Path(script).name} has its own batch size and epochs')
     rows,speeds,mfu,done = None,None,None,[]
-    def report(row):
-        done.append(row)
-        _print_training(row)
+    def report(o):
+        done.append(o)
+        tta = '' if math.isnan(o['accuracy_tta']) else f", {o['accuracy_tta']:.2%} with TTA"
+        print(f"{o['learner']}, seed {o['seed']}: {o['accuracy']:.2%}{tta}, in {o['seconds']:.1f} s", flush=True)
     try:
         if alone:
             speeds = compare_speed(speed_baselines(r, path, interleaved, device), rounds, steps, warmup)

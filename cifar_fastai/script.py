@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/script.html.md"""
 from __future__ import annotations
 import itertools,os,subprocess,sys
 from fastai.vision.all import *
-from scipy.stats import norm,ttest_ind
+from scipy.stats import nct,norm,t as student_t,ttest_ind
 
 # %% auto #0
 __all__ = ['script_training', 'compare_trainings']
@@ -44,6 +44,15 @@ def script_training(
     return run
 
 # %% ../nbs/23b_script.ipynb #7880e987
+def _n_needed(difference, a, b, power):
+    "Return the number of trainings of each with which the test finds a difference of means; the variances are a and b"
+    n = max(2, math.ceil((norm.ppf(.975)+norm.ppf(power))**2*(a+b)/difference**2)) # enough if the variances were known
+    def reached(n):
+        df = (n-1)*(a+b)**2/(a**2+b**2)
+        return nct.sf(student_t.ppf(.975, df), df, abs(difference)/((a+b)/n)**.5)
+    while reached(n)<power: n += 1
+    return n
+
 def compare_trainings(
     rows:pd.DataFrame, # From `repeats`
     power:float=.8 # Probability of finding the difference, for `n_needed`
@@ -55,12 +64,11 @@ def compare_trainings(
     groups = {nm: o for nm,o in rows.groupby('learner', sort=False) if len(o)>1}
     for (a,x),(b,y) in itertools.combinations(groups.items(), 2):
         for k in ('accuracy','seconds'):
-            variance,difference = x[k].var()+y[k].var(),x[k].mean()-y[k].mean()
-            if not variance: continue
+            variances,difference = (x[k].var(),y[k].var()),x[k].mean()-y[k].mean()
+            if not any(variances): continue
             test = ttest_ind(x[k], y[k], equal_var=False)
             low,high = test.confidence_interval()
-            quantiles = norm.ppf(.975)+norm.ppf(power)
-            needed = max(2, math.ceil(quantiles**2*variance/difference**2)) if difference else None
+            needed = _n_needed(difference, *variances, power) if difference else None
             res[f'{a} - {b}',k] = dict(n=min(len(x), len(y)), difference=difference, low=low, high=high, p=test.pvalue,
                                        n_needed=needed)
     index = pd.MultiIndex.from_tuples(res, names=['learners','quantity'])
