@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 
 # %% ../nbs/23_bench.ipynb #ebde53bd
 from __future__ import annotations
-import contextlib,csv,importlib.util,io,itertools,sys,tempfile,time,warnings
+import contextlib,importlib.util,io,itertools,sys,tempfile,time,warnings
 from fastai.vision.all import *
 from fastai.callback import fp16
 from scipy.stats import t as student_t
@@ -20,13 +20,11 @@ from .recipe import *
 from .interpret import *
 from .run import *
 from .runs import *
-_all_ = ['matmul_peak','training_flops','PeakMemory'] # of `cifar_fastai.precision`
 
 # %% auto #0
 __all__ = ['bench_columns', 'images_per_second', 'compare_speed', 'mean_interval', 'BareLoop', 'speed_baselines',
            'learner_overhead', 'accuracy_of', 'warm_up', 'time_training', 'repeats', 'plot_times', 'airbench_training',
-           'check_columns', 'write_row', 'bench_table', 'save_bench', 'save_results', 'matmul_peak', 'training_flops',
-           'PeakMemory']
+           'check_columns', 'write_row', 'bench_table', 'save_bench']
 
 # %% ../nbs/23_bench.ipynb #6ae5ad67
 _tiny_lr = 1e-6 # factor on the learning rate where only the time matters
@@ -35,8 +33,7 @@ class _Throughput(Callback):
     "Measure images per second from the end of step `warmup` to the end of step `warmup+steps`, then stop the fit"
     order = 100
     def __init__(self, steps, warmup, device):
-        if steps<1: raise ValueError(f'steps={steps}: expected at least 1')
-        if warmup<1: raise ValueError(f'warmup={warmup}: expected at least 1')
+        if min(steps, warmup)<1: raise ValueError(f'steps={steps}, warmup={warmup}: expected at least 1 of each')
         self.first,self.last,self.device,self.i,self.n_images = warmup,warmup+steps,device,0,0
     def count(self, n):
         "Count a step of `n` images. Return whether it is the last"
@@ -353,11 +350,11 @@ def plot_times(
 # %% ../nbs/23_bench.ipynb #c0e97e8b
 def _airbench_table(text):
     "Parse what an airbench training prints: a row for each epoch, and 'eval', with test-time augmentation"
-    cells = [[c.strip() for c in o.split('|')[2:-1]] for o in text.splitlines() if o.lstrip().startswith('|')]
-    rows = [o for o in cells if len(o)==6 and (o[0].isdigit() or o[0]=='eval') and o[-1]]
-    if not rows or rows[-1][0]!='eval': raise ValueError(f'airbench: incomplete training in the output {text[-200:]!r}')
-    df = pd.DataFrame(rows, columns=['epoch','train_loss','train_acc','val_acc','tta_val_acc','total_time_seconds'])
-    return df.assign(**df.iloc[:,1:].apply(pd.to_numeric))
+    lines = '\n'.join(o.strip() for o in text.splitlines() if o.lstrip().startswith('|'))
+    df = pd.read_csv(io.StringIO(lines or '|epoch|total_time_seconds|'), sep=r'\s*\|\s*', engine='python')
+    df = df.dropna(subset='total_time_seconds').reset_index(drop=True)
+    if not len(df) or df.epoch.iloc[-1]!='eval': raise ValueError(f'airbench: incomplete training in {text[-200:]!r}')
+    return df[['epoch','train_loss','train_acc','val_acc','tta_val_acc','total_time_seconds']]
 
 def _airbench_images(path, folder):
     "Write the images of a folder where airbench looks for CIFAR-10. Return the number of training images"
@@ -412,7 +409,7 @@ def check_columns(
     "Raise `ValueError` if a file of results has other columns"
     file = Path(file).expanduser()
     if not file.exists(): return
-    with open(file, newline='', encoding='utf-8') as f: header = next(csv.reader(f), [])
+    header = list(pd.read_csv(file, nrows=0, encoding='utf-8'))
     if header!=columns:
         raise ValueError(f'{file}: its columns are {", ".join(header)}, not {", ".join(columns)}. Choose another file')
 
@@ -462,39 +459,11 @@ def save_bench(
 ):
     "Append measurements to a file of results, with all that they depend on. Raise `ValueError` if it has other columns"
     device = torch.device(device or default_device())
+    precisions = dict(stock_fastai='to_fp16', airbench='fp16')
+    precisions.update(dict.fromkeys(['cifar_fastai','bare_pytorch'], recipe.precision_on(device)))
     for (learner,quantity),o in table.iterrows():
-        precision = dict(stock_fastai='to_fp16', airbench='fp16').get(learner, recipe.precision_on(device))
         values = {k: '' if pd.isna(v) else f'{v:.8g}' for k,v in o.drop('n').items()}
         write_row(file, recipe=recipe.name, data=Path(path).name, learner=learner, quantity=quantity, n=int(o.n),
                   **values, bs=recipe.bs, epochs=recipe.epochs, steps=steps, device=device_name(device),
-                  precision=precision, **package_versions(), commit=git_commit(), date=time.strftime('%Y-%m-%d'),
-                  note=note)
-
-# %% ../nbs/23_bench.ipynb #6ad0ae00
-def save_results(
-    runs, # Finished `Run`s, or their folders
-    folder='results', # Where the files are
-    timed:bool=True, # Was the machine free, so that the seconds are meaningful?
-    note:str='' # What a reader should know
-):
-    "Append a row for each recipe to `trainings.csv` and write its epochs to `<recipe>.csv`. All runs must be done"
-    folder,runs = Path(folder).expanduser(),[Run(o) for o in runs]
-    for o in runs:
-        state = o.info['state']
-        if state!='done': raise ValueError(f'{o.path}: the run is {state}, not done. Leave it out or train it again')
-    for nm,group in by_recipe(runs).items():
-        info,row = group[0].info,summarise(group).iloc[0]
-        r,data = info['recipe'],info['data']
-        epochs = pd.concat([o.history().assign(seed=o.info['recipe']['seed']) for o in group])
-        n,by_epoch = epochs.epoch.max(),epochs.groupby('epoch')[['train_accuracy','valid_accuracy']].mean().round(6)
-        protocol = 'test folder, as published' if r['valid']=='test' else f"{r['valid']} of train held out"
-        write_row(folder/'trainings.csv', recipe=nm, data=data, published=r['reference_accuracy'] or '', n=len(group),
-                  final_mean=round(row.final_mean, 6), final_sd=round(row.final_sd, 6) if len(group)>1 else '',
-                  best_mean=by_epoch.valid_accuracy.max(), best_epoch=by_epoch.valid_accuracy.idxmax(),
-                  train_accuracy=by_epoch.train_accuracy[n], tta='plain', protocol=protocol, epochs=n,
-                  planned=r['epochs'], seconds=round(row.seconds, 1) if timed else '', device=info['device_name'],
-                  precision=info['precision'], torch=info['versions']['torch'], commit=info.get('commit', ''),
-                  date=info['started'][:10], note=note)
-        columns = 'seed epoch lr train_loss train_accuracy valid_loss valid_accuracy seconds'.split()
-        name = nm if data=='cifar10' else f'{nm}-{data}'
-        epochs[columns if timed else columns[:-1]].round(6).to_csv(folder/f'{name}.csv', index=False)
+                  precision=precisions.get(learner, ''), **package_versions(), commit=git_commit(),
+                  date=time.strftime('%Y-%m-%d'), note=note)

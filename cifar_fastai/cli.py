@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib,math,sys
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
 from fastcore.script import call_parse,store_true
 from .core import *
 
 # %% auto #0
-__all__ = ['Engine', 'Part', 'command', 'call', 'check_at_least', 'check_positive', 'check_name', 'check_folder', 'check_data',
-           'cifar_train', 'cifar_bench', 'cifar_explain', 'cifar_eval', 'cifar_export', 'cifar_resume', 'cifar_runs']
+__all__ = ['command', 'check_folder', 'check_options', 'call', 'cifar_train', 'cifar_bench', 'cifar_explain', 'cifar_eval',
+           'cifar_export', 'cifar_resume', 'cifar_runs']
 
 # %% ../nbs/26_cli.ipynb #ae400073
 def command(
@@ -29,36 +28,10 @@ def command(
         except (ValueError,OSError,ImportError) as e: exit_with(f'{f.__name__}: {error_text(e)}')
     return run
 
-def call(
-    function:str, # 'module.function' of this package
-    options:dict # Its arguments
-):
-    "Import a module, which may load torch and fastai, and call a function of it"
-    module,function = function.split('.')
-    return getattr(importlib.import_module(f'cifar_fastai.{module}'), function)(**options)
-
-def check_at_least(
-    least, # Smallest valid value
-    **options # Options by name; None is valid
-):
-    "Raise `ValueError` for an option below `least`"
-    for k,v in options.items():
-        if v is not None and not v>=least: raise ValueError(f'--{k.replace("_","-")} {v}: expected at least {least}')
-
-def check_positive(
-    **options # Options by name; None is valid
-):
-    "Raise `ValueError` for an option that is not a finite number above 0"
-    for k,v in options.items():
-        if v is None or 0<v<math.inf: continue
-        raise ValueError(f'--{k.replace("_","-")} {v}: expected a number above 0')
-
-def check_name(
-    name:str|None # Name of a run or model
-):
-    "Raise `ValueError` for a name with a path in it"
-    if name and Path(name).name!=name:
-        raise ValueError(f'--name {name}: expected a name without a path. The folder is --out')
+_recipes = ['davidnet','speedrun','speedrun_cpu','speedrun96','layernorm_resnet18','attention','resnet18',
+            'layernorm_resnet18_modern','attention_modern','resnet18_modern']
+_choices = dict(engine=['batch','item'], part=['test','train'], format=['table','json','csv'])
+_least = dict(seeds=1, epochs=1, bs=1, n=1, rounds=1, steps=1, keep=1, top=1, seed=0, warmup=0, n_robust=0)
 
 def check_folder(
     option:str, # Name of the option
@@ -70,30 +43,44 @@ def check_folder(
     if path and path.is_file(): raise ValueError(f'--{option} {path}: a file, not a folder')
     if path and not optional and not path.is_dir(): raise ValueError(f'--{option} {path}: no such folder')
 
-def check_data(
-    data:str|None # As for `data_path`
+def check_options(
+    **options # Options by name; None is valid
 ):
-    "Raise `ValueError` for a file or folder that cannot be a folder of images. Names are looked up later"
-    if data in ('cifar10','digits'): return
-    is_name = data is not None and len(Path(data).parts)==1
-    check_folder('data', data, optional=is_name)
+    "Raise `ValueError` for an invalid option. An option has the same range in each command"
+    for k,v in options.items():
+        flag = f'--{k.replace("_","-")}'
+        if v is None: continue
+        if k in _choices: look_up(flag, v, _choices[k])
+        if k in _least and v<_least[k]: raise ValueError(f'{flag} {v}: expected at least {_least[k]}')
+        if k in ('lr','lr_scale','minutes') and not 0<v<math.inf:
+            raise ValueError(f'{flag} {v}: expected a number above 0')
+        if k=='name' and v and Path(v).name!=v:
+            raise ValueError(f'--name {v}: expected a name without a path. The folder is --out')
+        if k in ('images','results'): check_folder(k, v, optional=k=='results')
+        if k=='data' and v not in ('cifar10','digits'): # other names are looked up later
+            check_folder(k, v, optional=len(Path(v).parts)==1)
+        if k=='script' and not Path(v).expanduser().is_file(): raise ValueError(f'--script {v}: no such file')
+        if k=='recipe' and 'cifar_fastai.recipe' not in sys.modules: # a script may have added recipes
+            for o in [v] if isinstance(v, str) else v: look_up('recipe', o, _recipes)
+
+def call(
+    function:str, # 'module.function' of this package
+    options:dict # Its arguments
+):
+    "Check options, then import a module, which may load torch and fastai, and call a function of it"
+    check_options(**options)
+    module,function = function.split('.')
+    return getattr(importlib.import_module(f'cifar_fastai.{module}'), function)(**options)
+
+def _number(option, value, words, most, kind):
+    "Convert an option that is one of `words`, or a number between 0 and `most`"
+    if value is None or value in words: return value
+    try: number = float(value)
+    except ValueError: number = -1
+    if 0<number<most: return number
+    raise ValueError(f'--{option} {value}: expected {", ".join(words)} or {kind}')
 
 # %% ../nbs/26_cli.ipynb #59b1ff4b
-_recipes = ['davidnet','speedrun','speedrun_cpu','speedrun96','layernorm_resnet18','attention','resnet18',
-            'layernorm_resnet18_modern','attention_modern','resnet18_modern']
-Engine = Annotated[str, dict(choices=['batch','item'])]
-
-def _check_recipes(names):
-    "Raise `ValueError` for an unknown recipe before torch is loaded; afterwards scripts may have added others"
-    if 'cifar_fastai.recipe' in sys.modules: return
-    for o in names: look_up('recipe', o, _recipes)
-
-def _valid(valid):
-    try: value = valid if valid in (None,'test') else float(valid)
-    except ValueError: value = -1
-    if value in (None,'test') or 0<value<1: return value
-    raise ValueError(f'--valid {valid}: expected test or a fraction such as 0.1')
-
 @call_parse
 @command
 def cifar_train(
@@ -102,18 +89,18 @@ def cifar_train(
     *recipe:str,
     data:str='cifar10', # cifar10, digits (no download), or a folder with train/<class>/ and test/<class>/
     seeds:int=1, # Train each recipe with this many seeds
-    model:str=None, # Another architecture
-    epochs:int=None, # Number of epochs (default of this and the next four: the recipe's)
-    bs:int=None, # Batch size
-    lr:float=None, # Highest learning rate; the schedule is scaled to it
-    valid:str=None, # test, or the fraction of the training set to hold out
-    seed:int=None, # Seed of weights, order and augmentation
-    engine:Engine='batch', # Augment batches on the device, or images in worker processes
+    model:str=None, # Architecture (default: the recipe's)
+    epochs:int=None, # Number of epochs (default: the recipe's)
+    bs:int=None, # Batch size (default: the recipe's)
+    lr:float=None, # Highest learning rate, which scales the schedule (default: the recipe's)
+    valid:str=None, # test, or the fraction of the training set to hold out (default: the recipe's)
+    seed:int=None, # Seed of weights, order and augmentation (default: the recipe's)
+    engine:str='batch', # Augmentation: batch (on the device) or item (in worker processes)
     device:str=None, # cuda, cpu or mps (default: the best available)
     fp32:store_true=False, # Train in fp32 even where mixed precision would be faster
     compile:store_true=False, # Compile training steps with torch.compile
     tensorboard:store_true=False, # Write a TensorBoard log into the run folder
-    results:str=None, # Folder of results: add the epochs and a row with mean and standard deviation
+    results:str=None, # Folder for CSV files of results: accuracies by epoch, mean and standard deviation
     minutes:float=None, # Minutes between checkpoints within an epoch
     no_checkpoints:store_true=False, # Write no checkpoints: the run cannot be resumed
     spread:store_true=False, # With torchrun: each process trains its own seeds and recipes
@@ -121,29 +108,22 @@ def cifar_train(
     out:str='runs', # Folder of all runs
 ):
     "Train recipes and save each run in its own folder"
-    options = dict(locals())
-    _check_recipes(recipe)
-    check_at_least(1, seeds=seeds, epochs=epochs, bs=bs)
-    check_at_least(0, seed=seed)
-    check_positive(lr=lr, minutes=minutes)
-    look_up('--engine', engine, ('batch','item'))
-    check_name(name)
-    check_data(data)
     check_folder('out', out, optional=True)
-    check_folder('results', results, optional=True)
-    call('commands.train', dict(options, valid=_valid(valid)))
+    call('commands.train', dict(locals(), valid=_number('valid', valid, ['test'], 1, 'a fraction such as 0.1')))
 
 # %% ../nbs/26_cli.ipynb #0bf6d240
 @call_parse(pos=['recipe'])
 @command
 def cifar_bench(
     recipe:str=None, # Recipe (default: davidnet; speedrun with --quick)
-    data:str=None, # cifar10, digits, or a folder (default: cifar10; digits with --quick)
+    data:str=None, # cifar10, digits, or a folder (default: cifar10; digits with --quick or --host)
     bs:int=None, # Batch size (default: the recipe's; 64 with --quick)
     epochs:int=None, # Epochs of each training (default: the recipe's; 2 with --quick)
     n:int=None, # Number of timed trainings, each with its own seed (default: 3; 2 with --quick)
     seed:int=None, # First seed (default: the recipe's)
     baselines:str=None, # Comma-separated: stock_fastai, bare_pytorch, airbench (default: all available)
+    script:str=None, # Another baseline: a Python script that trains once and prints its seconds and its accuracy
+    pattern:str=None, # Regular expression of its result with groups time and accuracy (default: time 2.6 acc 0.94)
     rounds:int=3, # Interleaved rounds of throughput measurements
     steps:int=None, # Timed steps in a round (default: 6; 60 on a GPU; 3 with --quick)
     warmup:int=None, # Untimed steps before them (default: 2; 20 on a GPU; 1 with --quick)
@@ -152,17 +132,13 @@ def cifar_bench(
     compile:store_true=False, # Compile training steps with torch.compile
     no_tta:store_true=False, # No test-time augmentation at the end
     speed_only:store_true=False, # Measure throughput only, no complete trainings
+    host:store_true=False, # Only measure the host overhead of a step, for the recipe or for all
     quick:store_true=False, # Digits and few steps: two minutes on two CPU cores, no download
     csv:str=None, # CSV file of results to append to
     plot:str=None, # Figure of accuracy over time (default: bench-<recipe>.png)
 ):
     "Measure throughput beside baselines, then time complete trainings"
-    options = dict(locals())
-    if recipe: _check_recipes([recipe])
-    check_at_least(1, n=n, rounds=rounds, steps=steps, bs=bs, epochs=epochs)
-    check_at_least(0, warmup=warmup, seed=seed)
-    check_data(data)
-    call('evaluation.bench', options)
+    call('evaluation.bench', locals())
 
 # %% ../nbs/26_cli.ipynb #a71c9985
 @call_parse
@@ -179,16 +155,9 @@ def cifar_explain(
     device:str=None, # cuda, cpu or mps (default: the best available)
 ):
     "Write a report of a run: mistakes, confusion, activation maps, calibration, robustness"
-    options = dict(locals())
-    check_at_least(1, n=n)
-    check_at_least(0, n_robust=n_robust, seed=seed)
-    check_folder('images', images)
-    check_data(data)
-    call('evaluation.explain', options)
+    call('evaluation.explain', locals())
 
 # %% ../nbs/26_cli.ipynb #0aed7d15
-Part = Annotated[str, dict(choices=['test','train'])]
-
 @call_parse(pos=['model'])
 @command
 def cifar_eval(
@@ -196,16 +165,13 @@ def cifar_eval(
     # or an exported file such as ONNX
     model:str,
     data:str=None, # cifar10, digits, or a folder (default: what it was trained on; cifar10 for a file)
-    part:Part='test', # Set to evaluate on
+    part:str='test', # Part of the images: test or train
     tta:store_true=False, # Test-time augmentation: six views of each image
     csv:str=None, # CSV file for the predictions, a row for each image
     device:str='cpu', # cuda, cpu or mps; not for a file
 ):
     "Evaluate a model on labelled images: accuracy, calibration, accuracy by class"
-    options = dict(locals())
-    look_up('--part', part, ('test','train'))
-    check_data(data)
-    call('evaluation.evaluate', options)
+    call('evaluation.evaluate', locals())
 
 # %% ../nbs/26_cli.ipynb #22ddf81f
 @call_parse(pos=['model'])
@@ -222,18 +188,10 @@ def cifar_export(
     licence:str='apache-2.0', # Licence of the weights, by its name on the Hugging Face Hub
 ):
     "Export a model into one folder: weights, model card, ONNX files"
-    options = dict(locals())
-    check_name(name)
-    check_data(data)
     check_folder('out', out, optional=True)
-    call('evaluation.export', options)
+    call('evaluation.export', locals())
 
 # %% ../nbs/26_cli.ipynb #466a96a6
-def _then(then):
-    if then in (None,'whole','last'): return then
-    try: return float(then)
-    except ValueError: raise ValueError(f'--then {then}: expected whole, last or a learning rate') from None
-
 @call_parse
 @command
 def cifar_resume(
@@ -246,11 +204,8 @@ def cifar_resume(
     device:str=None, # cuda, cpu or mps (default: the run's)
 ):
     "Resume an interrupted run: the weights end up as without the interruption"
-    options = dict(locals())
-    check_at_least(1, epochs=epochs)
-    check_positive(lr_scale=lr_scale)
-    check_data(data)
-    call('commands.resume_run', dict(options, then=_then(then)))
+    then = _number('then', then, ['whole','last'], math.inf, 'a learning rate')
+    call('commands.resume_run', locals())
 
 # %% ../nbs/26_cli.ipynb #6caa1c2e
 @call_parse
@@ -268,7 +223,5 @@ def cifar_runs(
     yes:store_true=False, # Do not ask
 ):
     "List, compare and delete runs"
-    options = dict(locals())
-    check_at_least(1, keep=keep)
     check_folder('out', out, optional=True)
-    call('commands.list_runs', options)
+    call('commands.list_runs', locals())

@@ -8,34 +8,28 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli_predict.html.md"""
 from __future__ import annotations
 import csv,io,json,os,sys
 from pathlib import Path
-from typing import Annotated
 from fastcore.script import call_parse,store_true
-from .codec import ImageError,image_files
-from .cli import check_at_least
-from .core import look_up
+from .codec import image_files
+from .cli import check_options,command
 from .predict import *
 
 # %% auto #0
-__all__ = ['Format', 'cifar_predict']
+__all__ = ['cifar_predict']
 
 # %% ../nbs/27_cli_predict.ipynb #6de5b2a5
 def _image_files(
     image, # A file, a folder (searched recursively), or '-' for standard input
     warn # Function that takes the message about files of a folder that are left out
 ) -> list: # Paths, or standard input as a file with a name
-    "Return the image files that an argument names. Raise `PredictError` for a folder without images"
+    "Return the image files that an argument names. Raise `ImageError` for a folder without images"
     if image=='-':
         file = io.BytesIO(sys.stdin.buffer.read())
         file.name = 'standard input'
         return [file]
     path = Path(image).expanduser()
-    if not path.is_dir(): return [path]
-    try: return image_files(path, warn)
-    except ImageError as e: raise PredictError(str(e)) from None
+    return image_files(path, warn) if path.is_dir() else [path]
 
 # %% ../nbs/27_cli_predict.ipynb #85642f2c
-Format = Annotated[str, dict(choices=['table','json','csv'])]
-
 def _predictor(model, cam):
     "Return a `Predictor`; load torch only if it is needed"
     path = Path(model).expanduser()
@@ -57,76 +51,63 @@ def _save_map(predictor, image, folder, stem):
     while file.exists(): file,i = folder/f'{stem}-{i}-cam.png',i+1
     Image.fromarray(overlay_map(pixels(image, side), np.asarray(resized).clip(0,1))).save(file)
 
-class _Writer:
-    "Print predictions in one of the formats"
-    def __init__(self, format, top, classes, width):
-        self.format,self.top,self.classes,self.width,self.rows = format,top,classes,width,[]
-        self.csv = csv.writer(sys.stdout, lineterminator='\n')
-        if format=='csv': self.csv.writerow(['file','predicted',*classes])
-
-    def write(self, name, p):
-        best = {self.classes[i]: p[i] for i in p.argsort()[::-1][:self.top]}
-        predicted = next(iter(best))
-        if self.format=='csv': self.csv.writerow([name,predicted,*(f'{o:.6f}' for o in p)])
-        elif self.format=='table':
-            print(f'{name:<{self.width}}  '+'  '.join(f'{k} {v:.1%}' for k,v in best.items()))
-        else:
-            top = {k: round(float(v), 6) for k,v in best.items()}
-            self.rows.append(dict(file=name, predicted=predicted, top=top))
-
-    def close(self):
-        if self.format=='json': print(json.dumps(self.rows, indent=1))
-        sys.stdout.flush()
+def _warn(message): print(f'cifar_predict: {message}', file=sys.stderr)
 
 def _name(file): return file.name if hasattr(file, 'read') else str(file)
 
-def _make_folder(path):
-    try: Path(path).expanduser().mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise PredictError(f'--cam {path}: cannot be written ({e.strerror}). Choose another folder') from None
-    return Path(path).expanduser()
-
-def _predict(predictor, files, format, top, tta, cam, bs, errors):
-    "Predict and print batch by batch; append the messages of unreadable files to `errors`"
-    def read(file):
-        try: return predictor.read(file) # at the predictor's size: memory does not depend on the size of the photos
-        except PredictError as e: errors.append(str(e))
-    writer = _Writer(format, top, predictor.classes, max(len(_name(o)) for o in files))
+def _predict(predictor, files, tta, cam, bs, unreadable):
+    "Yield name and probabilities of each image, batch by batch; append the unreadable files to `unreadable`"
     for i in range(0, len(files), bs):
-        batch = [(f,read(f)) for f in files[i:i+bs]]
-        batch = [(f,x) for f,x in batch if x is not None]
+        batch = []
+        for f in files[i:i+bs]:
+            try: batch.append((f,predictor.read(f))) # at the predictor's size, whatever the size of the photo
+            except PredictError as e:
+                unreadable.append(f)
+                _warn(e)
         for (f,_),p in zip(batch, predictor([x for _,x in batch], tta, bs)):
-            writer.write(_name(f), p)
             if cam: _save_map(predictor, f, cam, Path(_name(f)).stem)
-    writer.close()
+            yield _name(f),p
+
+def _print_predictions(predictions, classes, format, top, width):
+    "Print predictions as they come, JSON at the end"
+    table,rows = csv.writer(sys.stdout, lineterminator='\n'),[]
+    if format=='csv': table.writerow(['file','predicted',*classes])
+    for name,p in predictions:
+        best = {classes[i]: p[i] for i in p.argsort()[::-1][:top]}
+        predicted = next(iter(best))
+        if format=='csv': table.writerow([name,predicted,*(f'{o:.6f}' for o in p)])
+        elif format=='table': print(f'{name:<{width}}  '+'  '.join(f'{k} {v:.1%}' for k,v in best.items()))
+        else: rows.append(dict(file=name, predicted=predicted, top={k: round(float(v), 6) for k,v in best.items()}))
+    if format=='json': print(json.dumps(rows, indent=1))
+    sys.stdout.flush()
 
 @call_parse(pos=['model'])
+@command
 def cifar_predict(
     # ONNX file or another exported file, folder of a run or its name in the folder runs, folder of a saved model,
     # or name of a released model
     model:str,
     *image:str, # Images, folders of images, or - for standard input
     top:int=3, # Number of classes to print for each image
-    format:Format='table', # Output format; csv has the probabilities of all classes
+    format:str='table', # Output format: table, json or csv, which has the probabilities of all classes
     tta:store_true=False, # Test-time augmentation: six views of each image
     cam:str=None, # Folder for class activation maps, an image for each; needs torch
     bs:int=256, # Batch size
 ):
     "Predict the classes of images"
-    errors,left_out = [],[]
-    try:
-        if not image: raise PredictError('give an image, a folder of images, or - for standard input')
-        look_up('--format', format, ('table','json','csv'))
-        check_at_least(1, top=top, bs=bs)
-        files = [f for o in image for f in _image_files(o, left_out.append)]
-        predictor = _predictor(model, cam)
-        if cam: cam = _make_folder(cam)
-        _predict(predictor, files, format, top, tta, cam, bs, errors)
+    if not image: raise PredictError('give an image, a folder of images, or - for standard input')
+    check_options(top=top, format=format, bs=bs)
+    files = [f for o in image for f in _image_files(o, _warn)]
+    predictor = _predictor(model, cam)
+    if cam:
+        cam = Path(cam).expanduser()
+        try: cam.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise PredictError(f'--cam {cam}: cannot be written ({e.strerror}). Choose another folder') from None
+    unreadable = []
+    predictions = _predict(predictor, files, tta, cam, bs, unreadable)
+    try: _print_predictions(predictions, predictor.classes, format, top, max(len(_name(o)) for o in files))
     except BrokenPipeError: # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains at exit
         raise SystemExit(1) from None
-    except (ValueError,OSError,ImportError) as e: errors.append(str(e))
-    except KeyboardInterrupt: errors.append('stopped')
-    sys.stdout.flush()
-    for o in left_out+errors: print(f'cifar_predict: {o}', file=sys.stderr)
-    if errors: raise SystemExit(1)
+    if unreadable: raise SystemExit(1)

@@ -17,11 +17,12 @@ from .schedule import *
 from .recipe import *
 from .run import *
 from .runs import *
-from .bench import save_results
+from .bench import write_row
 
 # %% auto #0
 __all__ = ['data_path', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe', 'mute_other_ranks', 'duration',
-           'find_run', 'with_lr', 'print_comparison', 'train', 'resume_run', 'list_runs']
+           'find_run', 'save_results', 'with_lr', 'comparison_text', 'print_comparison', 'train', 'resume_run',
+           'list_runs']
 
 # %% ../nbs/24_commands.ipynb #2e210a39
 def data_path(
@@ -119,6 +120,33 @@ def find_run(
     if not names: raise ValueError(f'{run}: no such run, and no runs in the folder {root}. Train one with cifar_train')
     look_up('run', run, names)
 
+# %% ../nbs/24_commands.ipynb #4aa7c53e
+def save_results(
+    runs, # Finished `Run`s, or their folders
+    folder='results', # Where the files are
+    note:str='' # What a reader should know
+):
+    "Append a row for each recipe to `trainings.csv` and write its epochs to `<recipe>.csv`. All runs must be done"
+    folder,runs = Path(folder).expanduser(),[Run(o) for o in runs]
+    for o in runs:
+        if o.info['state']!='done':
+            raise ValueError(f'{o.path}: the run is {o.info["state"]}, not done. Leave it out or train it again')
+    for nm,group in by_recipe(runs).items():
+        info,row = group[0].info,summarise(group).iloc[0].round(6)
+        r,data = info['recipe'],info['data']
+        epochs = pd.concat([o.history().assign(seed=o.info['recipe']['seed']) for o in group])
+        by_epoch = epochs.groupby('epoch')[['train_accuracy','valid_accuracy']].mean().round(6)
+        protocol = 'test folder, as published' if r['valid']=='test' else f"{r['valid']} of train held out"
+        write_row(folder/'trainings.csv', recipe=nm, data=data, published=r['reference_accuracy'] or '', n=len(group),
+                  final_mean=row.final_mean, final_sd=row.final_sd, best_mean=by_epoch.valid_accuracy.max(),
+                  best_epoch=by_epoch.valid_accuracy.idxmax(), train_accuracy=by_epoch.train_accuracy.iloc[-1],
+                  tta='plain', protocol=protocol, epochs=by_epoch.index[-1], planned=r['epochs'],
+                  seconds=round(row.seconds, 1), device=info['device_name'], precision=info['precision'],
+                  torch=info['versions']['torch'], commit=info.get('commit', ''), date=info['started'][:10], note=note)
+        columns = 'seed epoch lr train_loss train_accuracy valid_loss valid_accuracy seconds'.split()
+        name = nm if data=='cifar10' else f'{nm}-{data}'
+        epochs[columns].round(6).to_csv(folder/f'{name}.csv', index=False)
+
 # %% ../nbs/24_commands.ipynb #67e88525
 def with_lr(
     r:Recipe, # Recipe
@@ -139,7 +167,7 @@ def _result_line(run):
                   f'best {best.valid_accuracy:.2%} (epoch {best.epoch:.0f})')
     return f'{run.path.name}: {accuracies}   run: {run.path}   curves: {run.path/"curves.png"}'
 
-def _how_to_resume(run): return f'\nResume with: {run.resume_command}' if run.checkpoints() else ''
+def _how_to_resume(run): return f'\nResume with: {run.resume_command}' if run and run.checkpoints() else ''
 
 def _recipes_to_train(names, model, lr, changes):
     rs = [changed_recipe(o, **changes) for o in names or ('davidnet',)]
@@ -149,47 +177,33 @@ def _recipes_to_train(names, model, lr, changes):
         rs = [r if r.model==model else r.but(name=f'{r.name}-{model}', **other) for r in rs]
     return [with_lr(r, lr) for r in rs] if lr else rs
 
+def comparison_text(
+    name:str, # What is compared
+    r:pd.Series, # Row of `paired_comparison`, or of `compare_trainings`
+    form:str='+.2%', # Format of the difference
+    each:str='seeds' # What is counted
+) -> str:
+    "Format a comparison: difference, confidence interval, and how many runs it takes if it is not distinguishable"
+    result = 'not distinguishable' if r.low<=0<=r.high else 'different'
+    if r.low<=0<=r.high and pd.notna(r.n_needed): result += f'; about {r.n_needed:.0f} {each} needed'
+    interval = f'95 % CI {r.low:{form}} to {r.high:{form}}, {r.n:.0f} {each}'
+    return f'{name}: {r.difference:{form}} ({interval}): {result}'
+
 def print_comparison(
     runs # `Run`s
 ):
     "Print the paired comparison of recipes trained with the same seeds"
-    for names,r in paired_comparison(runs).iterrows():
-        interval = f'{names}: {r.difference:+.2%} (95 % CI {r.low:+.2%} to {r.high:+.2%}, {r.n:.0f} seeds)'
-        result = 'different'
-        if r.low<=0<=r.high:
-            result = 'not distinguishable'
-            if pd.notna(r.n_needed): result += f'; about {r.n_needed:.0f} seeds needed'
-        print(f'{interval}: {result}')
+    for names,r in paired_comparison(runs).iterrows(): print(comparison_text(names, r))
 
-class _Training:
-    "What `cifar_train` is doing: the current run, its learner and its recipe"
-    run = learn = recipe = None
-    def __init__(self, path): self.path = path
+def _stopped(run):
+    if not run: return '\nStopped'
+    o = runs_table([run]).iloc[0]
+    weights = f'{o.epochs} complete epochs and the current weights are in {run.path}'
+    return f'\nStopped in epoch {o.epochs+1} of {o.planned}. {weights}{_how_to_resume(run)}'
 
-    def begin(self, recipe, learn, run):
-        self.recipe,self.learn,self.run = recipe,learn,run
-        dls = learn.dls
-        if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
-        processes = f', {num_distrib()} processes' if num_distrib()>1 else ''
-        print(f'{run.path.name} ({n_params(learn.model):,} parameters) on {self.path}: {len(dls.train_ds):,} training '
-              f'and {len(dls.valid_ds):,} validation images, '
-              f'on {dls.device} in {recipe.precision_on(dls.device)}{processes}')
-
-    def interrupted(self):
-        if not self.run: return '\nStopped'
-        n = len(self.learn.history.rows)
-        return (f'\nStopped in epoch {n+1} of {self.recipe.epochs}. {n} complete epochs and the current weights are in '
-                f'{self.run.path}{_how_to_resume(self.run)}')
-
-    def failed(self, e):
-        if not self.run: return f'cifar_train: {error_text(e)}'
-        return f'cifar_train: {self.run.path.name} failed: {error_text(e)}{_how_to_resume(self.run)}'
-
-def _train_all(rs, training, spread, seeds, name, device, **kwargs):
+def _train_all(rs, path, spread, seeds, name, device, **kwargs):
     "Yield a finished `Run` for each recipe and seed"
-    def train_recipes(recipes, **more):
-        options = dict(cbs=EpochTable, before=training.begin, device=device, **kwargs, **more)
-        return train_runs(recipes, training.path, **options)
+    train_recipes = partial(train_runs, path=path, cbs=EpochTable, device=device, **kwargs)
     if not (spread and num_distrib()>1): return train_recipes(rs, seeds=seeds, name=name)
     from cifar_fastai.distributed import spread as spread_jobs
     def train_one(r): # by this process only
@@ -208,21 +222,30 @@ def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, devic
     mute_other_ranks()
     rs = _recipes_to_train(recipe, model, lr, changes)
     check_device(device)
-    training,runs,message = _Training(data_path(data)),[],None
+    path,runs,current,message = data_path(data),[],None,None
     check_writable('out', out, folder=True)
     if results: check_writable('results', results, folder=True)
     checkpoints = False if no_checkpoints else dict(minutes=minutes)
+    def begin(recipe, learn, run):
+        nonlocal current
+        current,dls = run,learn.dls
+        if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
+        processes = f', {num_distrib()} processes' if num_distrib()>1 else ''
+        print(f'{run.path.name} ({n_params(learn.model):,} parameters) on {path}: {len(dls.train_ds):,} training '
+              f'and {len(dls.valid_ds):,} validation images, '
+              f'on {dls.device} in {recipe.precision_on(dls.device)}{processes}')
     try:
-        for run in _train_all(rs, training, spread, seeds, name, device, root=out, tensorboard=tensorboard,
+        for run in _train_all(rs, path, spread, seeds, name, device, root=out, tensorboard=tensorboard, before=begin,
                               checkpoints=checkpoints, info=dict(engine=engine), engine=engine):
             runs.append(run)
             if run.info['state']=='done': print(_result_line(run))
-            training.run = None
-    except KeyboardInterrupt: message,code = training.interrupted(),130
-    except (DataError,ValueError,OSError,ImportError) as e: message,code = f'cifar_train: {error_text(e)}',1
+            current = None
+    except KeyboardInterrupt: message,code = _stopped(current),130
+    except (ValueError,OSError,ImportError) as e: message,code = f'cifar_train: {error_text(e)}',1
     except RuntimeError as e: # of another process
         if num_distrib()<2: raise
-        message,code = training.failed(e),1
+        where = f'{current.path.name} failed: ' if current else ''
+        message,code = f'cifar_train: {where}{error_text(e)}{_how_to_resume(current)}',1
     done = [o for o in runs if o.info['state']=='done']
     if len(runs)>1: print(summarise(runs).round(4).to_string())
     print_comparison(runs)
@@ -230,7 +253,7 @@ def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, devic
         if results and done and not rank_distrib(): save_results(done, results)
     except (ValueError,OSError) as e:
         message,code = f'cifar_train: the runs are complete, but the results were not written: {error_text(e)}',1
-    if message: exit_with(message, code, training.run)
+    if message: exit_with(message, code, current)
     if len(done)<len(runs): raise SystemExit(1)
 
 # %% ../nbs/24_commands.ipynb #2d35c1b7
@@ -257,10 +280,8 @@ def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
 
 # %% ../nbs/24_commands.ipynb #759e4e37
 def _runs_to_print(table):
-    percent = {k: [f'{o:.2%}' if pd.notna(o) else '' for o in table[k]] for k in ('final','best')}
-    seconds = [duration(o) if pd.notna(o) else '' for o in table.seconds]
-    reason = table.reason.str.split('\n').str[0].str.slice(0,70)
-    return table.assign(**percent, seconds=seconds, reason=reason).to_string()
+    table = table.assign(reason=table.reason.str.split('\n').str[0].str.slice(0,70))
+    return table.to_string(na_rep='', formatters=dict(final='{:.2%}'.format, best='{:.2%}'.format, seconds=duration))
 
 def list_runs(run, out, where, sort, reverse, plot, compare, prune, keep, yes):
     "List, compare and delete runs, see `cifar_runs`"
@@ -291,16 +312,12 @@ def list_runs(run, out, where, sort, reverse, plot, compare, prune, keep, yes):
 
 def _prune(runs, yes):
     "Show runs, ask, and delete them"
-    if not runs:
-        print('\nNothing to delete: the remaining runs are the best of their recipe, or not finished')
-        return
+    if not runs: return print('\nNothing to delete: all of them are the best of their recipe, or not finished')
     sizes = {o.path.name: sum(f.stat().st_size for f in o.path.rglob('*') if f.is_file())/1e6 for o in runs}
-    print('\nTo be deleted:\n'+'\n'.join(f'  {k:<30} {v:>9,.1f} MB' for k,v in sizes.items()))
-    if not yes:
-        try: answer = input(f'Delete these {len(runs)}, {sum(sizes.values()):,.1f} MB? [y/N] ')
-        except EOFError: answer = '' # nobody there to ask
-        yes = answer.strip().lower() in ('y','yes')
-    if yes:
-        try: prune_runs(runs)
-        except RuntimeError as e: raise ValueError(str(e)) from None
-    print(f'{len(runs)} deleted' if yes else '\nNothing was deleted')
+    print(f'\nTo be deleted:\n{pd.Series(sizes, name="MB").round(1).to_frame().to_string()}')
+    try: answer = 'y' if yes else input(f'Delete these {len(runs)}, {sum(sizes.values()):,.1f} MB? [y/N] ')
+    except EOFError: answer = '' # nobody there to ask
+    if answer.strip().lower() not in ('y','yes'): return print('\nNothing was deleted')
+    try: prune_runs(runs)
+    except RuntimeError as e: raise ValueError(str(e)) from None
+    print(f'{len(runs)} deleted')

@@ -21,6 +21,8 @@ from .report import *
 from .predict import PredictError
 from .export import *
 from .bench import *
+from .host import host_overhead
+from .script import *
 from .commands import *
 
 # %% auto #0
@@ -31,94 +33,91 @@ def _baselines(names, device, speed_only):
     "Return the names of the baselines whose throughput is measured, and of those that are trained"
     known,cuda = ['stock_fastai','bare_pytorch','airbench'],torch.device(device).type=='cuda'
     if names is not None: names = [look_up('baseline', o.strip(), known) for o in names.split(',') if o.strip()]
-    elif not cuda or speed_only or num_distrib()>1: names = known[:2]
-    elif importlib.util.find_spec('airbench'): names = known
-    else:
-        names = known[:2]
-        print("without airbench (the extra bench; in a clone of the library: pip install -e '.[bench]')")
+    elif cuda and not speed_only and num_distrib()<2 and importlib.util.find_spec('airbench'): names = known
+    else: names = known[:2]
     if 'airbench' in names and speed_only:
         raise ValueError('baseline airbench is timed by complete trainings. Leave out --speed-only')
     return [o for o in names if o!='airbench'],[o for o in names if o=='airbench']
 
-def _print_training(row):
-    tta = '' if math.isnan(row['accuracy_tta']) else f", {row['accuracy_tta']:.2%} with TTA"
-    print(f"{row['learner']}, seed {row['seed']}: {row['accuracy']:.2%}{tta}, in {row['seconds']:.1f} s", flush=True)
-
 def _print_speeds(r, dls, device, speeds):
-    "Print throughputs; return the model FLOPs utilization of an image/s"
+    "Print throughputs; return the MFU at one image per second"
     net,precision = create_model(r.model, dls.c, **r.model_args),r.precision_on(device)
     peak,flops = matmul_peak(device, precision),training_flops(net, dls.one_batch()[0].shape[-1])
     print(f'{r.name} in batches of {r.bs} on {device_name(device)} in {precision}: matrix products reach '
           f'{peak/1e9:,.0f} GFLOP/s, an image takes {flops/1e9:.3g} GFLOP\n')
     print(bench_table(speeds, mfu=flops/peak).drop(columns='n').round(4).to_string(), flush=True)
     if 'bare_pytorch' in speeds.index:
-        turns = speeds.filter(like='turn_')
-        ratio = (turns.loc['cifar_fastai']/turns.loc['bare_pytorch']).median()
+        ratio = speeds.filter(like='turn_').T.eval('cifar_fastai/bare_pytorch').median()
         print(f'\ncifar_fastai reaches {ratio:.0%} of the throughput of the bare loop')
     return flops/peak
 
-def _plot_bench(rows, curves, title, plot):
-    print('\n'+bench_table(rows=rows).drop(columns='ratio').round(4).to_string())
-    ax = plot_times(curves)
-    ax.set_title(title)
-    ax.figure.savefig(plot, dpi=120)
-    plt.close(ax.figure)
-    print(f'\naccuracy over time: {plot}')
+def _bench_host(recipe, data, bs, rounds, steps, warmup, device):
+    "Print the host's part of a step of one recipe or of all, see `cifar_bench --host`"
+    rs = list(recipes.values()) if recipe is None else [changed_recipe(recipe)]
+    path = data_path(data or 'digits')
+    table = host_overhead(rs, path, rounds, steps or 20, warmup or 5, bs or 32, device=device or default_device())
+    print(f'Per training step with a stub of the network, images of 16x16 pixels\n\n{table.round(2).to_string()}')
 
-def bench(recipe, data, bs, epochs, n, seed, baselines, rounds, steps, warmup, device, fp32, compile, no_tta,
-          speed_only, quick, csv, plot):
+def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds, steps, warmup, device, fp32, compile,
+          no_tta, speed_only, host, quick, csv, plot):
     "Measure a recipe, see `cifar_bench`"
     mute_other_ranks()
-    recipe = recipe or ('speedrun' if quick else 'davidnet')
-    if quick: bs,epochs,n = bs or 64,epochs or 2,n or 2
-    n = n or 3
+    check_device(device)
+    if host: return _bench_host(recipe, data, bs, rounds, steps, warmup, device)
+    device,alone = torch.device(device or default_device()),num_distrib()<2
+    defaults = dict(recipe='davidnet', data='cifar10', bs=None, epochs=None, n=3, steps=6, warmup=2)
+    if device.type=='cuda': defaults.update(steps=60, warmup=20)
+    if quick: defaults = dict(recipe='speedrun', data='digits', bs=64, epochs=2, n=2, steps=3, warmup=1)
+    given = dict(recipe=recipe, data=data, bs=bs, epochs=epochs, n=n, steps=steps, warmup=warmup)
+    recipe,data,bs,epochs,n,steps,warmup = [defaults[k] if v is None else v for k,v in given.items()]
     precision = 'fp32' if fp32 else None
     r = changed_recipe(recipe, bs=bs, epochs=epochs, seed=seed, precision=precision, compile=compile or None)
     if quick and r.opt=='sgd': r = with_lr(r, r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs)
-    check_device(device)
-    device = torch.device(device or default_device())
-    cuda = device.type=='cuda'
-    device = device.type if num_distrib()>1 else str(device) # of several processes, each has a GPU of its own
-    if steps is None: steps = 3 if quick else 60 if cuda else 6
-    if warmup is None: warmup = 1 if quick else 20 if cuda else 2
+    device = str(device) if alone else device.type # of several processes, each has a GPU of its own
     interleaved,trained = _baselines(baselines, device, speed_only)
     if csv:
         csv = check_writable('csv', csv)
         check_columns(csv, bench_columns)
     if not speed_only: plot = check_writable('plot', plot or f'bench-{r.name}.png')
-    path = data_path(data or ('digits' if quick else 'cifar10'))
+    elif not alone: raise ValueError('--speed-only measures one device. Start it without torchrun')
+    if script and (speed_only or not alone):
+        raise ValueError('--script is timed by complete trainings on one device. Leave out --speed-only and torchrun')
+    path = data_path(data)
     others,notes = {o: airbench_training(path) for o in trained},['quick'] if quick else []
-    rows = curves = speeds = mfu = None
-    if num_distrib()>1:
-        if speed_only: raise ValueError('--speed-only measures one device. Start it without torchrun')
-        notes.append(f'{num_distrib()} processes')
-    else:
-        try: speeds = compare_speed(speed_baselines(r, path, interleaved, device), rounds, steps, warmup)
-        except NonFiniteLossError as e: raise ValueError(error_text(e)) from None
-        dls = r.dls(path, device='cpu')
-        mfu,n_train = _print_speeds(r, dls, device, speeds),len(dls.train_ds)
-        del dls
-    if not speed_only:
-        if speeds is not None:
-            seconds = n*r.epochs*n_train/speeds['median']['cifar_fastai']
-            print(f'\n{n} trainings of {r.epochs} epochs: about {duration(seconds)} plus validation '
-                  '(--speed-only skips them)', flush=True)
-        rows,curves = _repeat(r, path, n, device, not no_tta, others)
+    if script:
+        others[Path(script).name] = script_training(script, path, pattern)
+        notes.append(f'{Path(script).name} has its own batch size and epochs')
+    rows,speeds,mfu,done = None,None,None,[]
+    def report(o):
+        done.append(o)
+        tta = '' if math.isnan(o['accuracy_tta']) else f", {o['accuracy_tta']:.2%} with TTA"
+        print(f"{o['learner']}, seed {o['seed']}: {o['accuracy']:.2%}{tta}, in {o['seconds']:.1f} s", flush=True)
+    try:
+        if alone:
+            speeds = compare_speed(speed_baselines(r, path, interleaved, device), rounds, steps, warmup)
+            dls = r.dls(path, device='cpu')
+            mfu = _print_speeds(r, dls, device, speeds)
+            seconds = n*r.epochs*len(dls.train_ds)/speeds['median']['cifar_fastai']
+            about = f'{n} trainings of {r.epochs} epochs: about {duration(seconds)} plus validation'
+            if not speed_only: print(f'\n{about} (--speed-only skips them)', flush=True)
+            del dls
+        if not speed_only: rows,curves = repeats(r, path, n, device, not no_tta, others, report=report)
+    except NonFiniteLossError as e: raise ValueError(error_text(e)) from None
+    except KeyboardInterrupt: raise KeyboardInterrupt(f'Stopped. {len(done)} complete trainings') from None
     if rank_distrib(): return
+    if not alone: notes.append(f'{num_distrib()} processes')
     try:
         if csv: save_bench(csv, bench_table(speeds, rows, mfu), r, path, device, steps, note=', '.join(notes))
-        if rows is not None: _plot_bench(rows, curves, f'{r.name} on {device_name(device)}', plot)
+        if speed_only: return
+        print('\n'+bench_table(rows=rows).drop(columns='ratio').round(4).to_string())
+        for (names,quantity),o in compare_trainings(rows).iterrows():
+            print(comparison_text(f'{names}, {quantity}', o, '+.2%' if quantity=='accuracy' else '+.2f', 'trainings'))
+        ax = plot_times(curves)
+        ax.set_title(f'{r.name} on {device_name(device)}')
+        ax.figure.savefig(plot, dpi=120)
+        plt.close(ax.figure)
+        print(f'\naccuracy over time: {plot}')
     except (ValueError,OSError) as e: raise ValueError(f'measured, but not written: {error_text(e)}') from None
-
-def _repeat(r, path, n, device, tta, others):
-    n_done = 0
-    def report(row):
-        nonlocal n_done
-        n_done += 1
-        _print_training(row)
-    try: return repeats(r, path, n, device, tta, others, report=report)
-    except KeyboardInterrupt: raise KeyboardInterrupt(f'Stopped. {n_done} complete trainings') from None
-    except NonFiniteLossError as e: raise ValueError(error_text(e)) from None
 
 # %% ../nbs/25_evaluation.ipynb #e1a547ec
 def _training_images(path):
@@ -145,7 +144,7 @@ def _saved_learner(run, data, device):
 def _about(learn, run, images, n_epochs):
     which = 'its test images' if learn.recipe.valid=='test' else 'the images held out of its training set'
     if images: which = f'the images in the folder {Path(images).resolve().name}'
-    epochs = f'{n_epochs} epoch' if n_epochs==1 else f'{n_epochs} epochs'
+    epochs = '1 epoch' if n_epochs==1 else f'{n_epochs} epochs'
     if run.state!='done': epochs += f', {run.state}'
     return f'Recipe {learn.recipe.name}, {epochs}. Evaluated on {which}.'
 
@@ -184,16 +183,16 @@ def labelled_files(
     "List labelled images. Raise `ValueError` for folders that are not named after a class"
     path = data_path(data)
     parts = dict(train=path/'train' if (path/'train').is_dir() else None, test=test_folder(path))
-    if parts[part]: path = parts[part]
-    elif any(parts.values()): raise ValueError(f'{path}: it has no folder {part}. See --data and --part')
-    elif not path.is_dir(): raise ValueError(f'{data}: no such folder')
+    if any(parts.values()) and not parts[part]:
+        raise ValueError(f'{path}: it has no folder {part}. See --data and --part')
+    path = parts[part] or path
+    if not path.is_dir(): raise ValueError(f'{data}: no such folder')
     files = image_files(path)
-    names = [o.parent.name for o in files]
-    for file,name in zip(files, names):
-        if name not in classes:
-            raise ValueError(f'{file}: its folder is not named after a class of the model ({", ".join(classes)}). '
+    for o in files:
+        if o.parent.name not in classes:
+            raise ValueError(f'{o}: its folder is not named after a class of the model ({", ".join(classes)}). '
                              'Give the folder of the images with --data')
-    return files,np.array([classes.index(o) for o in names])
+    return files,np.array([classes.index(o.parent.name) for o in files])
 
 def _test_images(model):
     "Return the folder of images that a model was trained on. Raise `ValueError` if it has no test set"
