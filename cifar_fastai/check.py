@@ -44,7 +44,7 @@ def near_duplicates(
         pairs += [(int(i),int(j)) for i,j in np.argwhere(np.triu(near, 1))+start]
     return pairs
 
-# %% ../nbs/04b_check.ipynb #791f6d5c
+# %% ../nbs/04b_check.ipynb #150de65d
 class FolderCheck:
     "Result of `check_folder`: `table` as a DataFrame, `errors` and `warnings` as text, and the `files` of each problem"
     def __init__(self): self.rows,self.files = [],{}
@@ -126,35 +126,33 @@ def check_folder(
 ) -> FolderCheck: # `errors` make a training fail, `warnings` make its result questionable
     "Decode the images of a folder and summarize what it holds and what is wrong. Write nothing"
     if isinstance(valid, str): look_up('valid', valid, ('test','valid','val'))
-    res,images = FolderCheck(),None
+    res = FolderCheck()
     res.add('found', 'folder', str(path).replace(str(Path.home()), '~', 1))
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter('always')
-        for test in (valid if valid in ('valid','val') else isinstance(valid, str), False):
-            try: images = find_images(path, test)
-            except DataError as e: message = str(e)
-            else: break
-    if images is None or test is False and isinstance(valid, str): res.add('error', 'layout', message)
+        try: images = find_images(path, valid if valid in ('valid','val') else valid=='test')
+        except DataError as e:
+            res.add('error', 'layout', str(e))
+            try: images = find_images(path, test=False)
+            except DataError: images = None
     for o in dict.fromkeys(str(o.message) for o in left_out): res.add('warning', 'files left out', o)
     if images is None: return res
     _check_classes(res, images, valid, few)
 
-    facts = dict(zip(images.files, parallel(_inspect, images.paths, threadpool=True, n_workers=min(8, os.cpu_count()))))
+    facts = dict(zip(images.files, parallel(_inspect, images.paths, threadpool=True, n_workers=min(8, num_cpus()))))
     unreadable = [f for f,o in facts.items() if isinstance(o, str)]
     if unreadable: res.add('error', 'unreadable files', _some(unreadable), unreadable)
-    facts = {f: o for f,o in facts.items() if f not in set(unreadable)}
+    for f in unreadable: del facts[f]
     if not facts: return res
     sizes,modes,digests,hashes,thumbnails = zip(*facts.values())
     for subject,values in (('sizes',sizes), ('modes',modes)):
         res.add('warning' if len(set(values))>1 else 'found', subject, _most_common(values))
     res.add('found', 'size in training', f'{images.usual_size()}x{images.usual_size()}')
 
-    same = defaultdict(list)
-    for f,digest in zip(facts, digests): same[digest].append(f)
-    files = [o[0] for o in same.values()] # each different image once
-    first = {f:i for i,f in enumerate(facts)}
-    rows = [first[f] for f in files]
-    pairs = near_duplicates(np.stack(hashes)[rows], np.stack(thumbnails)[rows], max_bits)
-    _check_duplicates(res, 'exact', [o for o in same.values() if len(o)>1], images)
-    _check_duplicates(res, 'near', [[files[i] for i in o] for o in _groups(pairs)], images)
+    names,same = list(facts),defaultdict(list)
+    for i,digest in enumerate(digests): same[digest].append(i)
+    once = [o[0] for o in same.values()] # each different image once
+    pairs = near_duplicates(np.stack(hashes)[once], np.stack(thumbnails)[once], max_bits)
+    _check_duplicates(res, 'exact', [[names[i] for i in o] for o in same.values() if len(o)>1], images)
+    _check_duplicates(res, 'near', [[names[once[i]] for i in o] for o in _groups(pairs)], images)
     return res
