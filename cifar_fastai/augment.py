@@ -103,8 +103,7 @@ class _Draw:
         return self._next(lambda: torch.empty(self.total, device=self.device).uniform_(lo, hi, generator=self.g))
     def integer(self, lo, hi):
         return self._next(lambda: torch.randint(lo, hi+1, (self.total,), device=self.device, generator=self.g))
-    def bernoulli(self, p):
-        return self._next(lambda: torch.rand(self.total, device=self.device, generator=self.g))<p
+    def bernoulli(self, p): return self.uniform(0, 1)<p
 
 def _axis(x, dim): return torch.arange(x.shape[dim], device=x.device)
 def _where(mask, a, b): return torch.where(mask[:,None,None,None], a, b)
@@ -112,13 +111,8 @@ def _to_dtype(x, dtype): return x.round().clamp(0,255).to(dtype) if dtype==torch
 def _reflect(i, n): return (n-1)-(i%(2*n-2)-(n-1)).abs() # `i` into 0..n-1, about the outermost pixels
 
 # %% ../nbs/03_augment.ipynb #a344da9a
-def _shift_pixels(
-    x:Tensor, # Batch [N, C, H, W]
-    dy:Tensor, # Rows [N], integers; positive moves the image up
-    dx:Tensor, # Columns [N], integers; positive moves the image left
-    fill:Tensor|None=None # Value of pixels from outside, [1, C, 1, 1]; None reflects
-) -> Tensor: # Batch of the same shape and type
-    "Shift each image by whole pixels"
+def _shift_pixels(x, dy, dx, fill=None):
+    "Shift images [N, C, H, W] up by `dy` [N] and left by `dx` [N] pixels; `fill` [1, C, 1, 1], or None to reflect"
     n,c,h,w = x.shape
     rows,cols = _axis(x,2)+dy[:,None],_axis(x,3)+dx[:,None]
     if fill is None: i,j = _reflect(rows,h),_reflect(cols,w)
@@ -130,13 +124,11 @@ def _shift_pixels(
     return torch.where(inside, res, fill)
 
 def _crop_batch(p, x, fill, draw):
-    if not p.pad: return x
     dy,dx = draw.integer(-p.pad,p.pad),draw.integer(-p.pad,p.pad)
     return _shift_pixels(x, dy, dx, fill if p.pad_mode=='constant' else None)
 
 def _crop_item(p, fill, size):
     import albumentations as A, cv2
-    if not p.pad: return []
     mode = cv2.BORDER_CONSTANT if p.pad_mode=='constant' else cv2.BORDER_REFLECT_101
     return [A.Pad(padding=p.pad, border_mode=mode, fill=fill), A.RandomCrop(*size)]
 
@@ -160,7 +152,6 @@ def affine(
     return _to_dtype(res, x.dtype)
 
 def _affine_batch(p, x, fill, draw):
-    if not (p.shift or p.scale or p.rotate): return x
     angle,scale = draw.uniform(-p.rotate,p.rotate),draw.uniform(1-p.scale,1+p.scale)
     dx,dy = draw.uniform(-p.shift,p.shift),draw.uniform(-p.shift,p.shift)
     res = affine(x, angle, scale, dx, dy)
@@ -168,7 +159,6 @@ def _affine_batch(p, x, fill, draw):
 
 def _affine_item(p, fill, size):
     import albumentations as A, cv2
-    if not (p.shift or p.scale or p.rotate): return []
     class Affine(A.Affine):
         def _get_translate_params(self, shape): # albumentations 2.0.8 truncates shifts to whole pixels
             x,y = (self.py_random.uniform(*self.translate_percent[o]) for o in 'xy')
@@ -196,11 +186,8 @@ def _as_words(x):
     x = x.flatten(1)
     return F.pad(x, (0,-x.shape[1]%8)).view(torch.int64)
 
-def _flipped_first(
-    x:Tensor, # Batch [N, C, H, W], uint8 0..255 or float 0..1
-    seed:int=0 # Selects the hash function
-) -> Tensor: # bool [N]
-    "Return which images alternating flip mirrors in even epochs: one bit of a hash of pixels and positions"
+def _flipped_first(x, seed=0):
+    "Return which images of a batch alternating flip mirrors in even epochs: one bit of a hash of pixels and positions"
     is_float = x.dtype!=torch.uint8
     if is_float: x = (x.float()*255*256).round().to(torch.int32) # 256 steps between two levels of uint8
     words = _as_words((x>>8).to(torch.uint8) if is_float else x)
@@ -209,17 +196,14 @@ def _flipped_first(
     if is_float: h += (_mix_bits(_as_words((x&255).to(torch.uint8)))*keys).sum(1) # 0 for levels of uint8
     return (_mix_bits(h)&1).bool()
 
-def _flip_batch(p, x, fill, draw):
-    if not p.flip or p.alternating_flip: return x # `augment_batch` does the alternating flip
-    return _where(draw.bernoulli(p.flip), x.flip(-1), x)
+def _flip_batch(p, x, fill, draw): return _where(draw.bernoulli(p.flip), x.flip(-1), x)
 
 def _flip_item(p, fill, size):
     import albumentations as A
-    return [A.HorizontalFlip(p=p.flip)] if p.flip and not p.alternating_flip else []
+    return [A.HorizontalFlip(p=p.flip)]
 
 # %% ../nbs/03_augment.ipynb #2e2a20f6
 def _cutout_batch(p, x, fill, draw):
-    if not p.cutout: return x
     side,(h,w) = p.cutout,x.shape[-2:]
     rows = _axis(x,2)-draw.integer(0,h-side)[:,None]
     cols = _axis(x,3)-draw.integer(0,w-side)[:,None]
@@ -229,12 +213,10 @@ def _cutout_batch(p, x, fill, draw):
 
 def _cutout_item(p, fill, size):
     import albumentations as A
-    if not p.cutout: return []
     side = (p.cutout,p.cutout)
     return [A.CoarseDropout((1,1), hole_height_range=side, hole_width_range=side, fill=fill, p=p.cutout_p)]
 
 def _brightness_contrast_batch(p, x, fill, draw):
-    if not (p.brightness or p.contrast): return x
     top = 255 if x.dtype==torch.uint8 else 1
     contrast = draw.uniform(1-p.contrast,1+p.contrast)[:,None,None,None]
     brightness = draw.uniform(-p.brightness,p.brightness)[:,None,None,None]
@@ -242,8 +224,13 @@ def _brightness_contrast_batch(p, x, fill, draw):
 
 def _brightness_contrast_item(p, fill, size):
     import albumentations as A
-    if not (p.brightness or p.contrast): return []
     return [A.RandomBrightnessContrast(brightness_limit=p.brightness, contrast_limit=p.contrast, p=1)]
+
+def _in_effect(p):
+    "Return the operations of a policy that change images, in order"
+    effects = dict(crop=p.pad, affine=p.shift or p.scale or p.rotate, flip=p.flip and not p.alternating_flip,
+                   cutout=p.cutout, brightness_contrast=p.brightness or p.contrast)
+    return [o for o in p.order if effects.get(o, True)]
 
 augment_ops.update(crop=(_crop_item,_crop_batch), affine=(_affine_item,_affine_batch), flip=(_flip_item,_flip_batch),
                    cutout=(_cutout_item,_cutout_batch),
@@ -252,10 +239,8 @@ augment_ops.update(crop=(_crop_item,_crop_batch), affine=(_affine_item,_affine_b
 # %% ../nbs/03_augment.ipynb #959ffb30
 @lru_cache(maxsize=32)
 def _fill_tensor(values, dtype, device):
-    fill = torch.tensor(values)[None,:,None,None]
-    fill = fill.to(dtype)
-    if dtype!=torch.uint8: fill = fill/255
-    return fill.to(device)
+    fill = torch.tensor(values, dtype=dtype, device=device)[None,:,None,None]
+    return fill if dtype==torch.uint8 else fill/255
 
 def _check_cutout(policy, size):
     if policy.cutout>min(size):
@@ -277,7 +262,7 @@ def augment_batch(
     fill = _fill_tensor(policy.fill_value(mean,std), x.dtype, x.device)
     draw = (draw or _Draw(len(x), x.device, g)).batch(len(x))
     if policy.alternating_flip: x = _where(_flipped_first(x,seed)^bool(epoch%2), x.flip(-1), x)
-    for op in policy.order: x = augment_ops[op][1](policy, x, fill, draw)
+    for op in _in_effect(policy): x = augment_ops[op][1](policy, x, fill, draw)
     return x.as_subclass(kind)
 
 # %% ../nbs/03_augment.ipynb #d1b398c0
@@ -306,13 +291,10 @@ class BatchAugment(_Augment):
         return augment_batch(x, self.policy, self.g, self.mean, self.std, self.epoch, self.seed, self.draw)
 
 @patch
-def batch_tfms(self:Policy,
-    mean:tuple=cifar_mean, # Mean of the training images per channel, 0..1
-    std:tuple=cifar_std, # Standard deviation of the training images per channel
-    seed:int=0 # Seed
-) -> list: # fastai batch transforms, empty for `Policy()`
+@delegates(BatchAugment)
+def batch_tfms(self:Policy, **kwargs) -> list: # fastai batch transforms, empty for `Policy()`
     "Return the transform of the batch engine"
-    return [] if self==Policy() else [BatchAugment(self, mean, std, seed)]
+    return [] if self==Policy() else [BatchAugment(self, **kwargs)]
 
 # %% ../nbs/03_augment.ipynb #4f0fcf6c
 class ItemAugment(_Augment):
@@ -326,7 +308,8 @@ class ItemAugment(_Augment):
         import albumentations as A
         _check_cutout(self.policy, size)
         fill = self.policy.fill_value(self.mean, self.std)
-        res = A.Compose(sum([augment_ops[o][0](self.policy, fill, size) for o in self.policy.order], []))
+        tfms = [o for op in _in_effect(self.policy) for o in augment_ops[op][0](self.policy, fill, size)]
+        res = A.Compose(tfms)
         res.set_random_state(*self.rngs)
         return res
 
@@ -344,10 +327,7 @@ class ItemAugment(_Augment):
         return type(img)(Image.fromarray(self.composed[size](image=a)['image']))
 
 @patch
-def item_tfms(self:Policy,
-    mean:tuple=cifar_mean, # Mean of the training images per channel, 0..1
-    std:tuple=cifar_std, # Standard deviation of the training images per channel
-    seed:int=0 # Seed
-) -> list: # fastai item transforms, empty for `Policy()`
+@delegates(ItemAugment)
+def item_tfms(self:Policy, **kwargs) -> list: # fastai item transforms, empty for `Policy()`
     "Return the transform of the item engine"
-    return [] if self==Policy() else [ItemAugment(self, mean, std, seed)]
+    return [] if self==Policy() else [ItemAugment(self, **kwargs)]

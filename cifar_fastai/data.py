@@ -18,10 +18,12 @@ from .core import *
 from .codec import *
 from safetensors import safe_open
 from safetensors.numpy import save as tensor_bytes
+from torchvision.datasets import CIFAR10
 
 # %% auto #0
 __all__ = ['cifar10_classes', 'data_sets', 'DataError', 'read_image', 'ImageFiles', 'test_folder', 'find_images',
-           'unreadable_images', 'Images', 'load_images', 'get_cifar10', 'draw_digit', 'get_digits']
+           'unreadable_images', 'Images', 'load_images', 'fastai_source', 'torchvision_source', 'download_folder',
+           'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/02_data.ipynb #0291b9c2
 class DataError(ValueError):
@@ -72,6 +74,15 @@ class ImageFiles:
     @cached_property
     def paths(self): return L(self.path/f for f in self.files)
 
+    def usual_size(self) -> int: # In pixels, from 32 to 224
+        "Return the most frequent side (the shorter one) of at most 1,000 images"
+        sides = Counter()
+        for f in self.files[::max(1,len(self)//1000)]:
+            try:
+                with Image.open(self.path/f) as im: sides[min(im.size)] += 1
+            except Exception: pass # `load_images` reports all invalid files together
+        return min(224, max(32, sides.most_common(1)[0][0])) if sides else 32
+
     def split(self, name):
         "Return the files of 'train' or 'test', whatever the folder of the latter is called"
         if self.test is None: return list(self.files) if name=='train' else []
@@ -110,27 +121,23 @@ def find_images(
     "List the images of a folder and check its layout. Raise `DataError` that states the invalid folder"
     path = Path(path).expanduser()
     layout = f'{path}/train/<class>/*.png'
-    if not path.exists(): raise DataError(f'{path}: no such folder. Expected {layout}')
-    if not path.is_dir(): raise DataError(f'{path}: this is a file, not a folder of images. Expected {layout}')
-    train_path,test_path = path/'train',path/test if isinstance(test, str) else test_folder(path)
-    if test_path and not test_path.is_dir(): test_path = None
-    if train_path.is_dir():
-        if test and not test_path:
-            name = test if isinstance(test, str) else 'test'
-            raise DataError(f'{path}: the folder `{name}` is missing. Add it, or hold out part of the training set, '
-                            'as with valid=0.1')
-        rows = (_listing(test_path) if test_path else []) + _listing(train_path)
-        res = ImageFiles(path, rows, test_path.name if test_path else 'test')
-    else:
+    if not path.is_dir():
+        what = 'this is a file, not a folder of images' if path.exists() else 'no such folder'
+        raise DataError(f'{path}: {what}. Expected {layout}')
+    test_path = path/test if isinstance(test, str) else test_folder(path) or path/'test'
+    missing = [o.name for o in (path/'train',test_path) if not o.is_dir()]
+    if test and missing:
+        raise DataError(f'{path}: missing folder {" and ".join(missing)}. Expected {layout} and '
+                        f'{test_path}/<class>/*.png, or hold out part of the images, as with valid=0.1')
+    if 'train' in missing:
         train_path = path
         res = ImageFiles(path, [(nm.split('/', 1)[1],*rest) for nm,*rest in _listing(path)], None)
-        if not len(res):
-            raise DataError(f'{path}: the folder `train` is missing. Expected {layout} and {path}/test/<class>/*.png')
-        if test:
-            raise DataError(f'{path}: the folders `train` and `test` are missing. Hold out part of the images, as with '
-                            'valid=0.2')
+    else:
+        train_path = path/'train'
+        rows = [] if missing else _listing(test_path)
+        res = ImageFiles(path, rows+_listing(train_path), test_path.name)
     train,held_out = ({f.split('/')[-2] for f in res.split(o)} for o in ('train','test'))
-    if not train: raise DataError(f'{train_path}: no images in class folders. Expected {train_path}/<class>/*.png')
+    if not train: raise DataError(f'{train_path}: no images in class folders. Expected {layout}')
     if len(train)==1: raise DataError(f'{train_path}: only one class, {res.classes[0]!r}. Add images of a second class')
     folders = [o.name for o in os.scandir(train_path) if o.is_dir() and not o.name.startswith('.')]
     if empty := sorted(set(folders)-train):
@@ -144,15 +151,6 @@ def find_images(
 
 # %% ../nbs/02_data.ipynb #ca3c3800
 _workers = min(8, os.cpu_count() or 1)
-
-def _usual_size(images):
-    "Return the most frequent side of at most 1,000 images, between 32 and 96 pixels"
-    sides = Counter()
-    for f in images.files[::max(1,len(images)//1000)]:
-        try:
-            with Image.open(images.path/f) as im: sides[min(im.size)] += 1
-        except Exception: pass # `_decode` reports all invalid files together
-    return min(96, max(32, sides.most_common(1)[0][0])) if sides else 32
 
 def _decode(paths, size, progress):
     "Return pixels [N, size, size, 3], sums of pixels and of squares [N, 2, 3], and the number of resized images"
@@ -228,12 +226,12 @@ def _write_cache(file, res, **meta):
 
 def load_images(
     images:ImageFiles, # From `find_images`
-    size:int|None=None, # Side in pixels, 8 to 512; None takes the most frequent one of the folder, from 32 to 96
+    size:int|None=None, # Side in pixels, 8 to 512; None takes the most frequent one of the folder, from 32 to 224
     cache:bool=True, # Keep the pixels in `<path>/.pixels/`?
     progress:bool|None=None # Show a progress bar? None shows it for 5,000 images or more
 ) -> Images: # uint8 pixels in the order of `images.files`
     "Decode a folder of images, or read its cache. Raise `DataError` that lists files that cannot be read"
-    size = size or _usual_size(images)
+    size = size or images.usual_size()
     if not 8<=size<=512: raise DataError(f'size={size} is out of range. Expected a side of 8 to 512 pixels')
     key,content,file = images.digest(),'',images.path/'.pixels'/f'{size}.safetensors'
     meta = _metadata(file) if cache else {}
@@ -254,13 +252,6 @@ def load_images(
 # %% ../nbs/02_data.ipynb #2d1971e9
 cifar10_classes = ['airplane','automobile','bird','cat','deer','dog','frog','horse','ship','truck']
 
-def _from_fastai(side):
-    "Download fastai's archive, with its size and md5 check, and extract it"
-    import fastai.data
-    archive = FastDownload(base=side/'download', module=fastai.data).download(URLs.CIFAR)
-    _extract(archive, side)
-    (side/'cifar10').rename(side/'images')
-
 def _extract(archive, side):
     "Extract an archive, and refuse paths outside of `side`"
     with tarfile.open(archive) as t:
@@ -270,17 +261,33 @@ def _extract(archive, side):
                 raise tarfile.ExtractError(f'{archive}: {m.name} would be outside the folder')
         t.extractall(side)
 
-def _from_official(side):
-    "Download the official archive with torchvision, md5 checked, and write it as a folder"
-    from torchvision.datasets import CIFAR10
-    for split in ('train','test'):
-        ds = CIFAR10(side/'download', train=split=='train', download=True)
-        folders = [side/'images'/split/c for c in ds.classes]
-        for o in folders: o.mkdir(parents=True)
-        for i,(x,y) in enumerate(progress_bar(list(zip(ds.data, ds.targets)))):
-            Image.fromarray(x).save(folders[y]/f'{i:05}.png')
+def fastai_source(
+    url:str, # Archive, such as `URLs.CIFAR`
+    arrange # Function of the folder with the extracted archive and of the folder to create, with `train` and `test`
+): # Source for `download_folder`
+    "Return a function that downloads one of fastai's archives, checks its size and md5, and extracts it"
+    def from_fastai(side):
+        import fastai.data
+        _extract(FastDownload(base=side/'download', module=fastai.data).download(url), side/'download')
+        arrange(side/'download', side/'images')
+    return from_fastai
 
-def _check_counts(path, train=50_000, test=10_000, classes=10):
+def torchvision_source(
+    dataset, # Function of a folder and of 'train' or 'test' that downloads a data set of torchvision there
+    classes:list|None=None # Class names; None takes those of torchvision
+): # Source for `download_folder`
+    "Return a function that downloads the official files with torchvision, which checks their md5"
+    def from_official(side):
+        for split in ('train','test'):
+            ds = dataset(side/'download', split)
+            folders = [side/'images'/split/c for c in classes or ds.classes]
+            for o in folders: o.mkdir(parents=True)
+            for i in progress_bar(range(len(ds))):
+                im,y = ds[i]
+                im.save(folders[y]/f'{i:05}.png')
+    return from_official
+
+def _check_counts(path, train, test, classes):
     "Return `path`. Raise `DataError` unless it holds the expected numbers of images"
     images = find_images(path)
     found = len(images.split('train')),len(images.split('test')),len(images.classes)
@@ -289,31 +296,37 @@ def _check_counts(path, train=50_000, test=10_000, classes=10):
                         f'{train:,} and {test:,} in {classes}. Remove the folder to download it again')
     return path
 
-def _fetch(path, sources, check):
-    "Fill `path` from the first of `sources` that works and passes `check`"
+def download_folder(
+    path, # Folder to create
+    sources:list, # Functions that fill the folder `images` in a temporary folder; the first one that works is used
+    counts:tuple # Expected numbers of training images, test images and classes
+) -> Path: # `<path>/train/<class>/*.png` and `<path>/test/<class>/*.png`
+    "Download a data set unless it exists. Raise `DataError` if all sources fail or images are missing"
+    if path.exists(): return _check_counts(path, *counts)
     with atomic_folder(path) as side:
-        if side is None: return
         errors = []
-        for source in sources:
+        for source in sources if side else []:
             try:
                 source(side)
-                check(side/'images')
+                _check_counts(side/'images', *counts)
                 break
             except Exception as e:
-                errors.append(f'{source.__name__.strip("_").replace("_"," ")}: {type(e).__name__}: {e}')
-                shutil.rmtree(side/'images', ignore_errors=True)
-        else:
+                errors.append(f'{source.__name__.replace("_"," ")}: {type(e).__name__}: {e}')
+                for o in side.iterdir(): shutil.rmtree(o)
+        if len(errors)==len(sources):
             raise DataError(f'{path}: missing, and the download failed ({"; ".join(errors)}). Put a copy there, as '
                             f'{path}/train/<class>/*.png and {path}/test/<class>/*.png, or train on digits, which need '
                             'no network: --data digits')
-        for f in (side/'images').iterdir(): f.rename(side/f.name)
-        for o in ('images','download'): shutil.rmtree(side/o, ignore_errors=True)
+        if side:
+            for o in (side/'images').iterdir(): o.rename(side/o.name)
+            for o in ('images','download'): shutil.rmtree(side/o, ignore_errors=True)
+    return _check_counts(path, *counts)
 
 def get_cifar10() -> Path: # `<path>/train/<class>/*.png` and `<path>/test/<class>/*.png`
     "Download CIFAR-10 once, as a folder of images. Raise `DataError` if the download fails or images are missing"
-    path = fastai_path('data')/'cifar10'
-    if not path.exists(): _fetch(path, [_from_fastai,_from_official], _check_counts)
-    return _check_counts(path)
+    sources = [fastai_source(URLs.CIFAR, lambda extracted, images: (extracted/'cifar10').rename(images)),
+               torchvision_source(lambda root, split: CIFAR10(root, split=='train', download=True))]
+    return download_folder(fastai_path('data')/'cifar10', sources, (50_000,10_000,10))
 
 # %% ../nbs/02_data.ipynb #84c07bbc
 def _interpolate(a, t):

@@ -40,16 +40,18 @@ class SeededDL(TfmdDL):
             if runs_here and hasattr(tfm, 'start_epoch'): tfm.start_epoch(self.now, self.n)
         if self.shuffle: self.epoch += 1
 
-    def order(self) -> Tensor: # int64 [n]
+    def get_idxs(self) -> Tensor: # int64 [n]
         "Return the indices of this rank's images, in the order of the epoch"
         g = torch.Generator().manual_seed(derive_seed(self.seed, self.now))
         idxs = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
         if self.world_size==1: return idxs
         bs = self.bs*self.world_size
-        if self.drop_last: idxs = idxs[:len(idxs)//bs*bs]
-        return torch.cat([b[self.rank::self.world_size] for b in idxs.split(bs)])
+        if self.drop_last: idxs = idxs[:self.n//bs*bs]
+        return idxs[torch.arange(len(idxs))%bs%self.world_size==self.rank]
 
-    def get_idxs(self): return self.order().tolist() if self.indexed else super().get_idxs()
+    def sample(self): # the batches of this worker process, one by one: fastai's would pass all indices as 0-d tensors
+        batches = torch.as_tensor(self._DataLoader__idxs).split(self.bs)[self.offs::self.num_workers]
+        return (i for b in batches for i in b.tolist())
 
     def shard(self,
         rank:int=0, # Rank of this process
@@ -123,22 +125,19 @@ class ResidentDL(SeededDL):
         if not items: raise DataError('no images to load: the list of files is empty')
         rows = self.images.rows(items) if self.images is not None else None
         if rows is None: pixels = np.stack([read_image(o, self.size) for o in items])
-        elif rows==list(range(rows[0], rows[-1]+1)): pixels = self.images.pixels[rows[0]:rows[-1]+1] # without a copy
+        elif (np.diff(rows)==1).all(): pixels = self.images.pixels[rows[0]:rows[-1]+1] # without a copy
         else: pixels = self.images.pixels[rows]
-        self.x = torch.from_numpy(pixels).to(self.device)
-        if len(self.dataset.tls)<2: return
-        o2i,labels = self.dataset.tls[1].vocab.o2i,_labels(items)
-        if unknown := sorted(set(labels)-set(o2i)):
-            raise DataError(f'class {unknown[0]!r} is not one of those trained on: {", ".join(o2i)}')
-        self.y = tensor([o2i[o] for o in labels]).to(self.device)
+        if len(self.dataset.tls)>1:
+            o2i,labels = self.dataset.tls[1].vocab.o2i,_labels(items)
+            if unknown := sorted(set(labels)-set(o2i)):
+                raise DataError(f'class {unknown[0]!r} is not one of those trained on: {", ".join(o2i)}')
+            self.y = tensor([o2i[o] for o in labels]).to(self.device)
+        self.x,self._on = torch.from_numpy(pixels).to(self.device),self.device
 
     def __iter__(self):
         self.before_iter()
-        if self.x is None or self._on!=self.device:
-            self._load()
-            self._on = self.device
-        own_order = getattr(self.get_idxs, '__func__', None) is SeededDL.get_idxs # `get_preds` replaces it
-        idxs = self.order() if own_order else torch.tensor(list(self.get_idxs()))
+        if self.x is None or self._on!=self.device: self._load()
+        idxs = torch.as_tensor(self.get_idxs())
         if self.drop_last: idxs = idxs[:len(idxs)//self.bs*self.bs]
         for i in idxs.to(self.x.device).split(self.bs*self._n_at_once()):
             x = TensorImage(self.x[i].permute(0,3,1,2))
@@ -179,24 +178,20 @@ def stratified_split(
 def image_block(
     classes:list, # Class names in the order of their indices
     files, # Image files: `<path>/<train or test>/<class>/<name>`
-    splitter=None, # From items to indices of training and validation set; None splits by the folders `train` and `test`
-    item_tfms=None, # Item transforms
-    batch_tfms=None, # Batch transforms
-    dl_type=SeededDL # Type of the loaders
+    splitter=GrandparentSplitter('train','test'), # From items to indices of training and validation set
+    dl_type=SeededDL, # Type of the loaders
+    **kwargs # For `DataBlock`: item_tfms, batch_tfms, ...
 ) -> DataBlock:
     "Return the `DataBlock` of `image_dls`"
-    if splitter is None: splitter = GrandparentSplitter('train','test')
     blocks = ImageBlock(_RGBImage),CategoryBlock(vocab=classes)
     return DataBlock(blocks=blocks, dl_type=dl_type, get_items=lambda path: files, get_y=parent_label,
-                     splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
+                     splitter=splitter, **kwargs)
 
-def _check_image_dls(policy, bs, valid, engine):
-    if isinstance(policy, str) and policy not in policies:
-        raise ValueError(f'policy={policy!r}: expected one of {", ".join(policies)}')
-    if engine not in ('batch','item'): raise ValueError(f"engine={engine!r}: expected 'batch' or 'item'")
-    if valid not in ('test','valid','val') and not (isinstance(valid, float) and 0<valid<1):
-        raise ValueError(f"valid={valid!r}: expected 'test', 'valid', 'val' or a fraction such as 0.1")
-    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected an integer of at least 1')
+def _fit_in_memory(n, size, device):
+    "Return whether `n` images of `size` x `size` pixels take less than half the memory of this machine and of `device`"
+    memory = [os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')] if hasattr(os, 'sysconf') else []
+    if device.type=='cuda': memory.append(torch.cuda.get_device_properties(device).total_memory)
+    return all(n*size**2*3<o/2 for o in memory)
 
 def image_dls(
     path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`; or `<class>/` for a fraction
@@ -206,46 +201,60 @@ def image_dls(
     engine:str='batch', # 'batch': images resident on the device; 'item': albumentations in worker processes
     device=None, # Device of the batches; None is fastai's default
     seed:int|None=None, # Of order, augmentation and split; None draws one from torch's RNG state
-    size:int|None=None, # Side in pixels; None takes the most common one of the folder, from 32 to 96
+    size:int|None=None, # Side in pixels; None takes the most common one of the folder, from 32 to 224
     drop_last:bool=False, # Drop a last batch that is not full?
     num_workers:int|None=None, # Worker processes of the item engine; None is fastai's default
     cache:bool=True, # Keep decoded pixels in `<path>/.pixels/`?
     stats:tuple|None=None # Mean and standard deviation of each channel, for pixels 0..1; None computes them
 ) -> DataLoaders: # Normalised by `stats`
-    "Return a folder of small images as `DataLoaders`. Raise `DataError` with the invalid file or folder"
-    _check_image_dls(policy, bs, valid, engine)
+    """Return a folder of small images as `DataLoaders`. Raise `DataError` with the invalid file or folder
+
+    If the images take more than half the memory of the machine or of the device, warn, use the item engine, and
+    compute the statistics from a sample of the training images."""
+    policy = look_up('policy', policy, policies) if isinstance(policy, str) else policy or Policy()
+    look_up('engine', engine, ('batch','item'))
+    if valid not in ('test','valid','val') and not (isinstance(valid, float) and 0<valid<1):
+        raise ValueError(f"valid={valid!r}: expected 'test', 'valid', 'val' or a fraction such as 0.1")
+    if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected an integer of at least 1')
     if num_distrib()>1: # by torchrun or accelerate launch
         if seed is None: raise ValueError('image_dls: several processes need the same order of images, set seed')
         rank = int(os.environ.get('LOCAL_RANK', 0))
         if torch.cuda.is_available(): torch.cuda.set_device(rank%torch.cuda.device_count())
-    policy = policies[policy] if isinstance(policy, str) else policy or Policy()
     seed = int(torch.randint(2**31, ()) if seed is None else seed)
+    device = torch.device(device) if device else default_device()
 
     from_folder = isinstance(valid, str)
     images = find_images(path, test=valid if valid in ('valid','val') else from_folder)
-    decoded,paths = load_images(images, size, cache),images.paths
     n_test = len(images.split('test')) # test images come first
-    if from_folder: splits = list(range(n_test, len(images))),list(range(n_test))
-    else: splits = stratified_split(_labels(images.files[n_test:]), valid, seed)
-    train = np.array(splits[0])
-    if not from_folder: paths,train = paths[n_test:],train+n_test
+    if from_folder: train,held = list(range(n_test, len(images))),list(range(n_test))
+    else: train,held = ([n_test+i for i in o] for o in stratified_split(_labels(images.files[n_test:]), valid, seed))
     if bs>len(train):
         if bs!=512:
             raise DataError(f'{path}: bs={bs} is over the number of training images, {len(train):,}. '
                             'Choose a smaller batch size')
         bs = len(train)
-    mean,std = stats or decoded.stats(train)
-
-    batch_tfms = [Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)]
-    kw = dict(bs=bs, drop_last=drop_last, device=torch.device(device) if device else default_device(), seed=seed)
-    if engine=='batch':
-        item_tfms,batch_tfms,dl_type = None,policy.batch_tfms(mean,std,seed)+batch_tfms,ResidentDL
-        kw['images'] = decoded
+    size = size or images.usual_size()
+    if _fit_in_memory(len(images), size, device if engine=='batch' else torch.device('cpu')):
+        decoded = load_images(images, size, cache)
+        mean,std = stats or decoded.stats(train)
     else:
-        item_tfms,dl_type = [_ToSize(decoded.size)]+policy.item_tfms(mean,std,seed),SeededDL
-        kw['num_workers'] = num_workers
-    block = image_block(images.classes, paths, lambda o: splits, item_tfms, batch_tfms, dl_type)
-    return block.dataloaders(images.path, path=images.path, **kw)
+        warnings.warn(f'{path}: {len(images):,} images of {size}x{size} pixels are too large to stay in memory. '
+                      "Using engine='item'")
+        engine = 'item'
+        sample = ImageFiles(images.path, [images.rows[i] for i in train[::math.ceil(len(train)/2000)]], images.test)
+        mean,std = stats or load_images(sample, size, cache=False).stats(range(len(sample)))
+
+    normalize = Normalize.from_stats(mean, [max(s,1e-3) for s in std], cuda=False)
+    if engine=='batch':
+        item_tfms,batch_tfms = None,policy.batch_tfms(mean=mean, std=std, seed=seed)
+        dl_type,kwargs = ResidentDL,dict(images=decoded)
+    else:
+        item_tfms,batch_tfms = [_ToSize(size), *policy.item_tfms(mean=mean, std=std, seed=seed)],[]
+        dl_type,kwargs = SeededDL,dict(num_workers=num_workers)
+    block = image_block(images.classes, images.paths, lambda o: (train,held), dl_type, item_tfms=item_tfms,
+                        batch_tfms=[*batch_tfms, normalize])
+    return block.dataloaders(images.path, path=images.path, bs=bs, drop_last=drop_last, device=device, seed=seed,
+                             **kwargs)
 
 # %% ../nbs/04_loaders.ipynb #7aab7897
 def plot_augmented(
@@ -257,8 +266,7 @@ def plot_augmented(
     "Plot augmented training images of each class. Order and epochs of `dls` do not change"
     items,rng = dls.train_ds.items,np.random.default_rng(seed)
     classes,labels = classes or list(dls.vocab)[:20],np.array(_labels(items))
-    if unknown := sorted(set(classes)-set(labels)):
-        raise ValueError(f'plot_augmented: no training image of class {unknown[0]!r}')
+    for c in classes: look_up('plot_augmented: class', c, sorted(set(labels)))
     files = [items[i] for c in classes for i in np.resize(rng.permutation(np.where(labels==c)[0]), n)]
     tls = [tl._new(files) for tl in dls.train_ds.tls]
     dl = dls.train.new(Datasets(tls=tls), bs=len(files), shuffle=False, drop_last=False, num_workers=0)
