@@ -20,6 +20,9 @@ _moves = {'cat','channel_shuffle','expand','flip','index','index_select','permut
           'repeat','roll','rot90','select','slice','split','split_with_sizes','squeeze','stack','t','transpose',
           'unbind','unfold','unsqueeze'} # operations that only move values
 
+def _indices(n): return torch.arange(n, dtype=torch.float64, device='cpu')
+def _unknown(x): return torch.full(x.shape, math.nan, dtype=torch.float64, device='cpu')
+
 def _at(coords, dim, positions):
     "Interpolate coordinates at fractional positions along an axis, and extrapolate them outside; NaN for a single one"
     last = coords.shape[dim]-1
@@ -61,7 +64,7 @@ class CellCentres(TorchDispatchMode):
         x:Tensor # Images [N, C, H, W]
     ):
         super().__init__()
-        rows,columns = (torch.arange(float(o), dtype=torch.float64) for o in x.shape[2:])
+        rows,columns = map(_indices, x.shape[2:])
         # of each tensor, two others of its shape: the row and the column that each element is centred on, NaN if unknown
         self.coords = WeakTensorKeyDictionary()
         self.coords[x] = rows[:,None].expand(x.shape),columns.expand(x.shape)
@@ -87,7 +90,7 @@ class CellCentres(TorchDispatchMode):
 
     def _get(self, x, i):
         "Return row (`i` is 0) or column coordinates of a tensor"
-        return self.coords[x][i] if x in self.coords else torch.full(x.shape, math.nan, dtype=torch.float64)
+        return self.coords[x][i] if x in self.coords else _unknown(x)
 
     def _follow(self, func, args, outs, i):
         "Return row or column coordinates of each result of an operation, None if it has none"
@@ -98,19 +101,20 @@ class CellCentres(TorchDispatchMode):
             return moved if is_listy(moved) else [moved]
         if name=='convolution' or name.lstrip('_').startswith(('max_pool2d','avg_pool2d','adaptive','upsample')):
             position,res = _position(name.lstrip('_'), args, out),self._get(x, i).nanmean(-3, keepdim=True)
-            for axis in (-2,-1):
-                res = _at(res, res.ndim+axis, position(axis, torch.arange(out.shape[axis], dtype=torch.float64)))
+            for axis in (-2,-1): res = _at(res, res.ndim+axis, position(axis, _indices(out.shape[axis])))
             return [res.expand(out.shape)]
         if name.endswith(('_pad_nd','_pad2d')):
             res = self._get(x, i)
             for j,left in enumerate(args[1][::2]):
                 axis = x.ndim-1-j
-                res = _at(res, axis, torch.arange(out.shape[axis], dtype=torch.float64)-left)
+                res = _at(res, axis, _indices(out.shape[axis])-left)
             return [res]
         if name in ('mm','addmm','bmm','baddbmm'): # patches that are merged have neighbouring cells as channels
-            operands = [self._get(args[-2], i).nanmean(-1, keepdim=True),self._get(args[-1], i).nanmean(-2, keepdim=True)]
-        else: operands = [self._get(o, i) for o in args if isinstance(o, Tensor)]
-        res = torch.full(out.shape, math.nan, dtype=torch.float64)
+            left,right = (self._get(o, i) for o in args[-2:])
+            operands = [left.nanmean(-1, keepdim=True),right.nanmean(-2, keepdim=True)]
+        else: operands = [self.coords[o][i] for o in args if isinstance(o, Tensor) and o in self.coords]
+        if len(operands)==1 and operands[0].shape==out.shape: return operands
+        res = _unknown(out)
         for o in operands: # the first coordinates that are known, broadcast or reduced
             if o.ndim!=out.ndim: continue
             reduced = [j for j,n in enumerate(out.shape) if n==1<o.shape[j]]
@@ -118,15 +122,16 @@ class CellCentres(TorchDispatchMode):
         return [res]
 
 # %% ../nbs/13_placement.ipynb #3005929a
+@functools.lru_cache
 def _weights(
-    centres, # Pixel coordinates of the cells [n]; None tiles the image evenly
+    centres, # Pixel coordinates of the cells (n,); None tiles the image evenly
     n:int, # Number of cells
     to:int # Number of pixels
-) -> Tensor: # [to, n]
+) -> np.ndarray: # [to, n]
     if centres is None or len(set(centres))<n: centres = (np.arange(n)+.5)*to/n-.5
     order = np.argsort(centres) # a network may flip its maps
     columns = [np.interp(np.arange(to), np.array(centres)[order], o[order]) for o in np.eye(n)]
-    return torch.from_numpy(np.stack(columns, 1)).float()
+    return np.stack(columns, 1).astype(np.float32)
 
 def resample(
     maps:Tensor, # Maps [N, h, w]
@@ -135,5 +140,6 @@ def resample(
     columns=None # Pixel coordinates of the columns of cells [w]
 ) -> Tensor: # Maps [N, H, W]
     "Interpolate maps between the centres of their cells, and hold them outside"
-    weights = [_weights(c, n, to).to(maps) for c,n,to in zip((rows,columns), maps.shape[-2:], size)]
-    return weights[0]@maps@weights[1].t()
+    centres = [None if o is None else tuple(o) for o in (rows,columns)]
+    by_row,by_column = (torch.from_numpy(_weights(*o)).to(maps) for o in zip(centres, maps.shape[-2:], size))
+    return by_row@maps@by_column.t()
