@@ -92,7 +92,7 @@ def scorecam(
     gradients:Tensor, # Not used
     rerun # Runs the network again, C times
 ) -> Tensor: # Maps [N, h, w], at least 0
-    "Weight each channel by the softmax of the scores of the images that it masks (Score-CAM, H. Wang et al., 2020)"
+    "Weight each channel by the softmax of the scores of the images masked by it (Score-CAM, H. Wang et al., 2020)"
     scores = torch.stack([rerun(mask=o) for o in activations.unbind(1)], 1)
     return _weighted_sum(scores.softmax(1), activations)
 

@@ -54,8 +54,7 @@ def _position(name, args, out):
         dilation = _pair(args[4]) if len(args)>4 and name!='avg_pool2d' else [1,1]
         return lambda i,o: o*stride[i]-padding[i]+dilation[i]*(kernel[i]-1)/2
     if 'adaptive' in name: return lambda i,o: (o*n[i]//to[i]-(-(o+1)*n[i]//to[i])-1)/2
-    aligned = ('linear' in name or 'cubic' in name) and args[2] is True
-    if aligned: return lambda i,o: o*(n[i]-1)/max(1, to[i]-1)
+    if ('linear' in name or 'cubic' in name) and args[2] is True: return lambda i,o: o*(n[i]-1)/max(1, to[i]-1)
     return lambda i,o: (o+.5)*n[i]/to[i]-.5
 
 class CellCentres(TorchDispatchMode):
@@ -65,17 +64,20 @@ class CellCentres(TorchDispatchMode):
     ):
         super().__init__()
         rows,columns = map(_indices, x.shape[2:])
-        # of each tensor, two others of its shape: the row and the column that each element is centred on, NaN if unknown
-        self.coords = WeakTensorKeyDictionary()
+        self.coords = WeakTensorKeyDictionary() # row and column of each element of a tensor; NaN where unknown
         self.coords[x] = rows[:,None].expand(x.shape),columns.expand(x.shape)
 
     def centres(self,
         x:Tensor # Tensor that was computed in the block
     ) -> list: # For each axis, the pixel coordinates of its cells, or None
         "Return the rows or columns along each axis"
-        def along(axis): return [o.nanmean([i for i in range(x.ndim) if i!=axis]) for o in self.coords.get(x, ())]
-        found = [[o.numpy() for o in along(i) if o.isfinite().all() and o.min()<o.max()] for i in range(x.ndim)]
-        return [o[0] if len(o)==1 else None for o in found] # the axis of tokens has rows and columns
+        res = []
+        for axis in range(x.ndim):
+            others = [i for i in range(x.ndim) if i!=axis]
+            means = [o.nanmean(others) for o in self.coords.get(x, ())]
+            varying = [o.numpy() for o in means if o.isfinite().all() and o.min()<o.max()]
+            res.append(varying[0] if len(varying)==1 else None) # along an axis of tokens, rows and columns vary
+        return res
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         res = func(*args, **(kwargs or {}))
@@ -84,16 +86,15 @@ class CellCentres(TorchDispatchMode):
             try: followed = [self._follow(func, args, outs, i) for i in (0,1)]
             except (IndexError,RuntimeError,TypeError,ValueError): return res # an unusual form of an operation
             for out,*coords in zip(outs, *followed):
-                if isinstance(out, Tensor) and all(o is not None and o.shape==out.shape for o in coords):
-                    self.coords[out] = coords
+                if isinstance(out, Tensor) and all(o.shape==out.shape for o in coords): self.coords[out] = coords
         return res
 
     def _get(self, x, i):
-        "Return row (`i` is 0) or column coordinates of a tensor"
+        "Return row or column coordinates of a tensor"
         return self.coords[x][i] if x in self.coords else _unknown(x)
 
     def _follow(self, func, args, outs, i):
-        "Return row or column coordinates of each result of an operation, None if it has none"
+        "Return row (`i` is 0) or column coordinates of the results of an operation, or of the first one"
         name,x,out = func.overloadpacket.__name__,args[0],outs[0]
         if name in ('view','_unsafe_view','reshape'): return [self._get(x, i).reshape(out.shape)]
         if name in _moves:
@@ -123,11 +124,8 @@ class CellCentres(TorchDispatchMode):
 
 # %% ../nbs/13_placement.ipynb #3005929a
 @functools.lru_cache
-def _weights(
-    centres, # Pixel coordinates of the cells (n,); None tiles the image evenly
-    n:int, # Number of cells
-    to:int # Number of pixels
-) -> np.ndarray: # [to, n]
+def _weights(centres, n, to):
+    "Return the matrix [to, n] that interpolates between `n` cells at `to` pixels"
     if centres is None or len(set(centres))<n: centres = (np.arange(n)+.5)*to/n-.5
     order = np.argsort(centres) # a network may flip its maps
     columns = [np.interp(np.arange(to), np.array(centres)[order], o[order]) for o in np.eye(n)]
