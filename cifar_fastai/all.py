@@ -13,6 +13,7 @@ from .precision import *
 from .recipe import *
 from .placement import *
 from .gradcam import *
+from .overlay import *
 from .interpret import *
 from .checkpoint import *
 from .tensorboard import *

@@ -14,7 +14,7 @@ from .core import look_up
 from .data import cifar10_classes,get_digits
 from .models import n_params
 from .gradcam import cam_methods,feature_maps,map_stages,undisturbed
-from .interpret import overlay_map
+from .overlay import cam_cmap,overlay_map
 from .report import data_uri
 from .predict import PredictError,pixels
 from .export import load_predictor,model_card,released_models
@@ -93,8 +93,8 @@ def explain(
     look_up('layer', layer, layers)
     m = predictor.cam(image, target, None if layer=='last' else layer, method).astype(np.float32)
     m = np.asarray(Image.fromarray(m).resize((side,side), Image.BILINEAR)).clip(0,1)
-    colours = (plt.get_cmap('cividis')(m)[...,:3]*255).round().astype(np.uint8)
-    overlay = overlay_map(np.asarray(res['picture']), m)
+    colours = (plt.get_cmap(cam_cmap)(m)[...,:3]*255).round().astype(np.uint8)
+    overlay = overlay_map(np.asarray(res['picture']), m, contour=True)
     return {**res, 'map': Image.fromarray(colours), 'overlay': Image.fromarray(overlay)}
 
 # %% ../nbs/28_app.ipynb #f50360d6
@@ -292,7 +292,7 @@ def page_app(
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     blocks = _blocks(gr, predictors, max_mb).queue(max_size=queue, api_open=False)
-    colours = [f'rgb({",".join(str(round(255*o)) for o in plt.get_cmap("cividis")(i/8)[:3])})' for i in range(9)]
+    colours = [f'rgb({",".join(str(round(255*o)) for o in plt.get_cmap(cam_cmap)(i/8)[:3])})' for i in range(9)]
     theme = gr.themes.Default(primary_hue='blue', font_mono=['ui-monospace','Consolas','monospace'],
                               font=['system-ui','-apple-system','Segoe UI','Roboto','Helvetica','Arial','sans-serif'])
     app = gr.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, '/', theme=theme,

@@ -41,15 +41,15 @@ def _predictor(model, cam):
     return predictor
 
 def _save_map(predictor, image, folder, stem):
-    "Write the class activation map of an image over a grey copy of it"
-    from cifar_fastai.interpret import overlay_map # loads torch
+    "Write an image with its class activation map over it"
+    from cifar_fastai.overlay import overlay_map # loads torch
     import numpy as np
     from PIL import Image
     side = max(256, predictor.size)
     resized = Image.fromarray(predictor.cam(image)).resize((side,side), Image.BICUBIC)
     file,i = folder/f'{stem}-cam.png',2
     while file.exists(): file,i = folder/f'{stem}-{i}-cam.png',i+1
-    Image.fromarray(overlay_map(pixels(image, side), np.asarray(resized).clip(0,1))).save(file)
+    Image.fromarray(overlay_map(pixels(image, side), np.asarray(resized).clip(0,1), contour=True)).save(file)
 
 def _warn(message): print(f'cifar_predict: {message}', file=sys.stderr)
 

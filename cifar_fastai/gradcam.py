@@ -14,8 +14,8 @@ from .placement import *
 from .models import undisturbed
 
 # %% auto #0
-__all__ = ['cam_methods', 'gradcam', 'gradcampp', 'xgradcam', 'layercam', 'hirescam', 'eigencam', 'eigengradcam', 'scorecam',
-           'ablationcam', 'feature_maps', 'GradCAM', 'map_stages', 'plot_cams', 'pointing', 'deletion', 'insertion']
+__all__ = ['cam_methods', 'cam_fusions', 'gradcam', 'gradcampp', 'xgradcam', 'layercam', 'hirescam', 'eigencam', 'eigengradcam',
+           'scorecam', 'ablationcam', 'feature_maps', 'GradCAM', 'map_stages', 'pointing', 'deletion', 'insertion']
 
 # %% ../nbs/14_gradcam.ipynb #48c494d6
 def _weighted_sum(weights, activations): return F.relu(torch.einsum('nc,nchw->nhw', weights, activations))
@@ -92,7 +92,7 @@ def scorecam(
     gradients:Tensor, # Not used
     rerun # Runs the network again, C times
 ) -> Tensor: # Maps [N, h, w], at least 0
-    "Weight each channel by the softmax of the scores of the images that it masks (Score-CAM, H. Wang et al., 2020)"
+    "Weight each channel by the softmax of the scores of the images masked by it (Score-CAM, H. Wang et al., 2020)"
     scores = torch.stack([rerun(mask=o) for o in activations.unbind(1)], 1)
     return _weighted_sum(scores.softmax(1), activations)
 
@@ -110,6 +110,8 @@ def ablationcam(
 cam_methods = {'gradcam': gradcam, 'gradcam++': gradcampp, 'xgradcam': xgradcam, 'layercam': layercam,
                'hirescam': hirescam, 'eigencam': eigencam, 'eigengradcam': eigengradcam,
                'scorecam': scorecam, 'ablationcam': ablationcam} # by name
+
+cam_fusions = dict(mean=lambda maps: maps.mean(0), product=lambda maps: maps.log().mean(0).exp()) # of [L, N, H, W]
 
 # %% ../nbs/14_gradcam.ipynb #6ca17101
 def _shape(o): return list(o.shape) if isinstance(o, Tensor) else type(o).__name__
@@ -155,14 +157,14 @@ def feature_maps(
     x:Tensor # Images [N, C, H, W], of which the first is used
 ) -> dict: # Size (h, w) of the map of each module that returns one, by name, in the order of the forward pass
     "Find the modules that return a feature map. Raise `ValueError` if none does, or if the model ends with tokens"
-    maps,sizes,tokens = {},set(),{}
+    maps,sizes,tokens = {},set(),[]
     def look(name, m, inp, out):
-        if not isinstance(out, Tensor): return
-        if out.ndim==3 and maps:
-            n_pixels = math.prod([*maps.values()][-1])
-            # the pixels of the last map as tokens [N, pixels, C], after up to 8 class tokens and registers
-            if 0<=out.shape[1]-n_pixels<=8 and out.shape[2]!=n_pixels: tokens[name] = list(out.shape[1:])
-        if out.ndim!=4: return
+        ndim = getattr(out, 'ndim', 0)
+        if ndim==3 and maps:
+            n = math.prod([*maps.values()][-1]) # pixels of the last map
+            # as tokens [N, pixels, C], after up to 8 class tokens and registers
+            if n<=out.shape[1]<=n+8 and out.shape[2]!=n: tokens.append((name,*out.shape[1:]))
+        if ndim!=4: return
         last = _channels_last(out, x.shape[-2:])
         size = tuple(out.shape[1:3] if last else out.shape[2:])
         is_pool = 'Pool' in type(m).__name__
@@ -176,9 +178,9 @@ def feature_maps(
             if name: stack.enter_context(m.register_forward_hook(partial(look, name)))
         _logits(model, x[:1])
     if tokens:
-        name,shape = next(iter(tokens.items()))
-        raise ValueError(f'GradCAM: the model ends with tokens ({name!r} returns [N, {shape[0]}, {shape[1]}]); pass '
-                         'a `layer` before the last attention, such as its LayerNorm, and `reshape` from tokens')
+        name,k,c = tokens[0]
+        raise ValueError(f'GradCAM: the model ends with tokens ({name!r} returns [N, {k}, {c}]); pass a `layer` before '
+                         'the last attention, such as its LayerNorm, and `reshape` from tokens')
     if not maps: raise ValueError('GradCAM: no convolution returns a map of more than one pixel; pass a `layer`')
     return maps
 
@@ -190,19 +192,20 @@ class GradCAM:
         method='gradcam', # Name in `cam_methods`, or a function of activations, gradients and optionally `rerun`
         flip:bool=False, # Average each map with that of the mirrored image?
         reshape=None, # Function from the output of `layer` to [N, C, h, w], such as of tokens; None detects the layout
-        placed:bool=True # Place each cell at the centre of its receptive field? False stretches the map over the image
+        placed:bool=True, # Place each cell at the centre of its receptive field? False stretches the map over the image
+        fuse:str|None=None # Combine the maps of all layers: 'mean', or 'product' for their geometric mean
     ):
         if isinstance(model, Learner): model = model.model
         if not isinstance(model, nn.Module): raise TypeError(f'GradCAM: expected a model, not {_shape(model)}')
         if reshape is not None and layer is None: raise ValueError('GradCAM: `reshape` needs a `layer`; pass its name')
         self.model,self.flip,self.placed,self.reshape = model,flip,placed,reshape
         self.method = look_up('GradCAM: method', method, cam_methods) if isinstance(method, str) else method
+        self.fuse = None if fuse is None else look_up('GradCAM: fuse', fuse, cam_fusions)
         self.several = is_listy(layer)
-        if layer is None: self.layer = None
-        elif self.several: self.layer = [self._name(o) for o in layer]
-        else: self.layer = self._name(layer)
+        if self.several: self.layer = [self._name(o) for o in layer]
+        else: self.layer = None if layer is None else self._name(layer)
         if self.layer==[]: raise ValueError('GradCAM: the list of layers is empty')
-        self.inside,self.handles,self.seen,self.centres = False,[],None,{}
+        self.handles,self.seen,self.centres = None,None,{}
 
     def _name(self, layer):
         names = {m: nm for nm,m in self.model.named_modules()}
@@ -212,20 +215,19 @@ class GradCAM:
         raise ValueError(f'GradCAM: the model has no layer {layer!r}; it has {outer}')
 
     def __enter__(self):
-        self.inside = True
+        self.handles = []
         return self
 
     def __exit__(self, *args):
         for h in self.handles: h.remove()
-        self.inside,self.handles = False,[]
+        self.handles = None
 
     def _start_graph(self, name, module, inp, out):
         if self.seen is None: return # a forward pass from outside
         activations = self._to_map(name, out)
         is_map = isinstance(activations, Tensor) and activations.ndim==4 and len(activations)==self.shape[0]
         if not is_map or math.prod(activations.shape[2:])==1:
-            reshaped = '' if self.reshape is None else f', reshaped to {_shape(activations)}'
-            raise ValueError(f'GradCAM: layer {name!r} returns {_shape(out)}{reshaped}, not a map '
+            raise ValueError(f'GradCAM: layer {name!r} gives {_shape(activations)}, not a map '
                              f'[{self.shape[0]}, C, h, w] of several pixels; choose another layer, or pass `reshape`')
         torch.set_grad_enabled(True)
         seen = self.seen[name] = dict(activations=activations.detach()) # the last use of a layer counts
@@ -247,9 +249,9 @@ class GradCAM:
     def __call__(self,
         x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
         target=None # None: the predicted class; a class; one for each image; or a function of the logits
-    ) -> Tensor: # Maps [N, H, W] in 0..1, of the size of `x`; for a list of layers, a dict of them by name
+    ) -> Tensor: # Maps [N, H, W] in 0..1, of the size of `x`; for a list of layers without `fuse`, a dict of them
         "Return the maps of a batch, after one forward and one backward pass. The model and its gradients do not change"
-        if not self.inside: raise RuntimeError('GradCAM: use it in a block, `with GradCAM(model) as cam: cam(x)`')
+        if self.handles is None: raise RuntimeError('GradCAM: use it in a block, `with GradCAM(model) as cam: cam(x)`')
         x = _images(x)
         with undisturbed(self.model):
             if self.layer is None: self.layer = [*feature_maps(self.model, x)][-1]
@@ -260,20 +262,17 @@ class GradCAM:
             if self.flip:
                 mirrored,_ = self._run(x.flip(-1), score) # of the same classes
                 maps = {k: _unit_range(m+mirrored[k].flip(-1)) for k,m in maps.items()}
+        if self.fuse: return _unit_range(self.fuse(torch.stack([*maps.values()])))
         return maps if self.several else maps[self.layer]
 
     def _find_centres(self, x):
         "Return the pixel coordinates of the rows and columns of cells, by layer"
-        found,self.shape = {o: (None,None) for o in L(self.layer)},x.shape
+        found = dict.fromkeys(L(self.layer), (None,None))
         if not self.placed: return found
-        with torch.no_grad(),ExitStack() as stack:
-            followed = stack.enter_context(CellCentres(x))
-            def look(name, module, inp, out):
-                fmap = self._to_map(name, out)
-                if isinstance(fmap, Tensor) and fmap.ndim==4: found[name] = followed.centres(fmap)[2:]
-            for o in L(self.layer):
-                stack.enter_context(self.model.get_submodule(o).register_forward_hook(partial(look, o)))
-            _logits(self.model, x)
+        with CellCentres(x) as followed,ExitStack() as stack:
+            def look(name, module, inp, out): found[name] = followed.centres(self._to_map(name, out))[2:]
+            for o in found: stack.enter_context(self.model.get_submodule(o).register_forward_hook(partial(look, o)))
+            self.model(x)
         return found
 
     def _resize(self, layer, maps, size): return resample(maps, size, *self.centres[size][layer])
@@ -290,7 +289,7 @@ class GradCAM:
                 if total.requires_grad: torch.autograd.grad(total, self.zero, allow_unused=True)
             seen = self.seen
         finally: self.seen = self.zero = None
-        if x.shape[-2:] not in self.centres: self.centres[x.shape[-2:]] = self._find_centres(x)
+        if x.shape[-2:] not in self.centres: self.centres[x.shape[-2:]] = self._find_centres(x[:1])
         return {o: self._map(o, seen.get(o, {}), x, score) for o in L(self.layer)},score
 
     def _map(self, layer, seen, x, score):
@@ -329,88 +328,6 @@ def map_stages(
     several = [o for o in levels if len(o)>1]
     several_sizes = [o for o in several if len({maps[nm] for nm in o})>1]
     return (several_sizes or several or [[*maps]])[0][-4:]
-
-def plot_cams(
-    model:nn.Module, # Takes images [N, C, H, W], returns logits [N, n_classes]
-    x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
-    images, # The same images as RGB pictures of any size, each [H, W, 3] of uint8, or of floats in 0..1
-    layers:list|None=None, # Names of layers; None: the last four stages of the model that return a feature map
-    target=None, # None: the predicted class; a class; one for each image; or a function of the logits
-    vocab:list|None=None, # Names of the classes; None shows their numbers
-    true=None, # True class of each image, shown where it differs from the class of the maps
-    method='gradcam', # As for `GradCAM`
-    flip:bool=False, # As for `GradCAM`
-    side_by_side:bool=False, # Also draw each map alone, to the left of its overlay?
-    reshape=None # As for `GradCAM`
-) -> plt.Figure: # A row for each image: the picture, then the map of each layer
-    "Plot the map of each layer for the class that is named beside the image"
-    x = _images(x)
-    if len(images)!=len(x): raise ValueError(f'plot_cams: got {len(images)} pictures for {len(x)} images')
-    with undisturbed(model):
-        probs = _logits(model, x).float().softmax(1).cpu()
-        if layers is None: layers = map_stages(feature_maps(model, x))
-    with GradCAM(model, L(layers), method, flip, reshape) as cam: maps = cam(x, target)
-    if target is None or callable(target): classes = probs.argmax(1)
-    else: classes = torch.as_tensor(target).cpu().expand(len(x))
-    names = range(probs.shape[1]) if vocab is None else vocab
-    per = 2 if side_by_side else 1 # axes of each map
-    cols = 1+per*len(maps)
-    fig,axs = plt.subplots(len(x), cols, figsize=(1.25*cols+1.65,1.25*len(x)+.4), squeeze=False, layout='constrained')
-    for i,(row,img,c) in enumerate(zip(axs, map(np.asarray, images), classes.tolist())):
-        label = f'{names[c]} {probs[i,c]:.0%}'
-        if true is not None and c!=int(true[i]): label += f'\ntrue: {names[int(true[i])]}'
-        # the name of a class may contain a $
-        row[0].text(-.06, .5, label, transform=row[0].transAxes, ha='right', va='center', fontsize=9, parse_math=False)
-        row[0].imshow(img)
-        white = 255 if img.dtype==np.uint8 else 1
-        for ax in row[per::per]: ax.imshow(img@(.299,.587,.114), cmap='gray', vmin=0, vmax=white)
-    for j,(layer,ms) in enumerate(maps.items()):
-        axs[0,1+per*j].set_title(layer, fontsize=9)
-        for row,m in zip(axs, ms.cpu()):
-            kw = dict(cmap='cividis', vmin=0, vmax=1, extent=row[0].images[0].get_extent(), interpolation='bilinear')
-            heat = row[per*(j+1)].imshow(m, alpha=.5, **kw)
-            if side_by_side: heat = row[1+per*j].imshow(m, **kw)
-    for ax in axs.flat: ax.axis('off')
-    fig.colorbar(heat, ax=axs, aspect=30).set_label('weight for the class, scaled in each map', fontsize=9)
-    return fig
-
-# %% ../nbs/14_gradcam.ipynb #b9e79d57
-def _load_items(learn, items, n):
-    "Return a batch of the first `n` items, and their true classes if all are known"
-    files,true,vocab = L(items),None,getattr(learn.dls, 'vocab', None)
-    if isinstance(items, pd.DataFrame):
-        files = L(list(items['file']))
-        if 'true' in items: true = list(items['true'])[:n]
-    files = [Path(o).expanduser() if isinstance(o, (str,Path)) else o for o in files[:n]]
-    if not files: raise ValueError('show_cam: the list of files is empty')
-    if true is None: true = [o.parent.name if isinstance(o, Path) else None for o in files]
-    known = vocab is not None and set(true)<=set(vocab)
-    return learn.dls.test_dl(files, bs=len(files)).one_batch()[0],[vocab.o2i[o] for o in true] if known else None
-
-@patch
-def show_cam(self:Learner,
-    items=None, # None: random validation images; a batch, (x,) or (x, y); files, pictures; a table with a column `file`
-    n:int=5, # Maximum number of images
-    layers:list|None=None, # Names of layers; None: the last four stages of the model
-    target=None, # None: the predicted class; a class, its name, one for each image, or a function of the logits
-    method='gradcam', # As for `GradCAM`
-    flip:bool=False, # As for `GradCAM`
-    side_by_side:bool=False, # Also draw each map alone, to the left of its overlay?
-    reshape=None # As for `GradCAM`
-) -> plt.Figure: # A row for each image as the model sees it: the picture, then the map of each layer
-    "Plot where the model looks; the true class is named if the table, the batch or the folder of the file tells it"
-    if n<1: raise ValueError(f'show_cam: n={n}; expected at least 1')
-    dl,vocab = self.dls.valid,getattr(self.dls, 'vocab', None)
-    if items is None: items = dl.new(shuffle=True, drop_last=False, bs=n).one_batch()
-    if isinstance(items, tuple): x,true = (*items,None)[:2]
-    else: x,true = _load_items(self, items, n)
-    if isinstance(target, str): target = look_up('show_cam: class', target, vocab.o2i)
-    x = x[:n]
-    pictures = dl.after_batch.decode(TensorImage(x)).as_subclass(Tensor).expand(-1,3,-1,-1)
-    pictures = to_np(pictures.permute(0,2,3,1))
-    pictures = pictures.clip(0,1) if pictures.dtype.kind=='f' else pictures.astype(np.uint8)
-    x = x.to(self.dls.device)
-    return plot_cams(self.model, x, pictures, layers, target, vocab, true, method, flip, side_by_side, reshape)
 
 # %% ../nbs/14_gradcam.ipynb #2e48d349
 def pointing(

@@ -14,12 +14,13 @@ from .codec import ImageError,image_files
 from .core import *
 from .data import *
 from .gradcam import *
+from .overlay import *
 
 # %% auto #0
 __all__ = ['MultiCrop', 'folder_dl', 'as_dl', 'has_labels', 'predictions_table', 'predictions', 'misclassified',
            'prediction_caption', 'plot_misclassified', 'confusion', 'plot_confusion', 'most_confused', 'per_class',
-           'top_losses', 'overlay_map', 'class_maps', 'plot_maps', 'calibration_curve', 'calibration',
-           'plot_calibration', 'halves', 'image_key', 'fit_temperature', 'with_temperature', 'find_label_issues']
+           'top_losses', 'class_maps', 'plot_maps', 'calibration_curve', 'calibration', 'plot_calibration', 'halves',
+           'image_key', 'fit_temperature', 'with_temperature', 'find_label_issues']
 
 # %% ../nbs/15_interpret.ipynb #cf51f79c
 class MultiCrop(nn.Module):
@@ -299,14 +300,6 @@ def top_losses(
     return _labelled('top_losses', learn, dl).sort_values('loss', ascending=False, kind='stable')
 
 # %% ../nbs/15_interpret.ipynb #fab0daa8
-def overlay_map(
-    picture:np.ndarray, # Pixels [H, W, 3], 0 to 255
-    m:np.ndarray # Map [H, W] in 0..1
-) -> np.ndarray: # uint8 [H, W, 3]
-    "Blend a map in the colours of cividis with a grey copy of a picture, half and half"
-    grey = (picture@(.299,.587,.114))[...,None]
-    return (.5*grey + 127.5*plt.get_cmap('cividis')(m)[...,:3]).round().astype(np.uint8)
-
 def class_maps(
     learn:Learner, # A trained learner
     rows:pd.DataFrame, # Rows of `predictions`
@@ -351,6 +344,7 @@ def plot_maps(
         for ax,label in zip(column[1:lines], ('predicted','true')):
             text = f'map for the\n{label} class'
             ax.text(-.06, .5, text, transform=ax.transAxes, ha='right', va='center', fontsize=9)
+    heat_colorbar(axs)
     return fig
 
 # %% ../nbs/15_interpret.ipynb #db41e349

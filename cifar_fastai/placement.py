@@ -16,44 +16,46 @@ from .models import *
 __all__ = ['CellCentres', 'resample']
 
 # %% ../nbs/13_placement.ipynb #6e68d374
-class _Part:
-    "One of two factors that an axis was split into"
-    def __init__(self, centres, key, i): self.centres,self.key,self.i = centres,key,i
+_moves = {'cat','channel_shuffle','expand','flip','index','index_select','permute','pixel_shuffle','pixel_unshuffle',
+          'repeat','roll','rot90','select','slice','split','split_with_sizes','squeeze','stack','t','transpose',
+          'unbind','unfold','unsqueeze'} # operations that only move values
 
-def _at(centres, positions):
-    "Return the centres at fractional positions, extrapolated outside; None if they are not known"
-    if centres is None or len(centres)==1: return None
-    lo = np.clip(np.floor(positions).astype(int), 0, len(centres)-2)
-    return centres[lo]+(positions-lo)*(centres[lo+1]-centres[lo])
+def _indices(n): return torch.arange(n, dtype=torch.float64, device='cpu')
+def _unknown(x): return torch.full(x.shape, math.nan, dtype=torch.float64, device='cpu')
 
-def _joined(factors):
-    "Join the parts of a split axis that are adjacent again"
-    res = []
-    for size,c in factors:
-        last = res[-1][1] if res else None
-        if isinstance(c, _Part) and isinstance(last, _Part) and c.key is last.key and (last.i,c.i)==(0,1):
-            res[-1] = (res[-1][0]*size,c.centres)
-        else: res.append((size,c))
-    return res
+def _at(coords, dim, positions):
+    "Interpolate coordinates at fractional positions along an axis, and extrapolate them outside; NaN for a single one"
+    last = coords.shape[dim]-1
+    if not last: return coords.repeat_interleave(len(positions), dim)*math.nan
+    lo = positions.floor().long().clamp(0, last-1)
+    a,b = coords.index_select(dim, lo),coords.index_select(dim, lo+1)
+    return a + (b-a)*(positions-lo).view(-1, *[1]*(coords.ndim-1-dim))
 
-def _view(axes, shape):
-    "Return the axes of a tensor that is viewed in another shape. An axis is a list of factors (size, centres)"
-    factors,res = _joined([f for axis in axes for f in axis if f[0]>1]),[]
-    for n in shape:
-        axis,size = [],1
-        while size<n:
-            k,c = factors.pop(0)
-            if n%(size*k): # split
-                part,key = math.gcd(n//size, k),object()
-                if part==1: return [[(o,None)] for o in shape]
-                factors.insert(0, (k//part,_Part(c, key, 1)))
-                k,c = part,_Part(c, key, 0)
-            axis.append((k,c))
-            size *= k
-        res.append(_joined(axis) or [(n,None)])
-    return res
+def _common(coords, axes):
+    "Return the coordinate that the elements along `axes` have in common, NaN if they differ"
+    lo,hi = coords.amin(axes, keepdim=True),coords.amax(axes, keepdim=True)
+    return torch.where(lo==hi, lo, math.nan)
 
 def _pair(o): return list(o)*(2//len(o)) if is_listy(o) else [o,o]
+
+def _position(name, args, out):
+    "Return the function from (axis, output indices) to the centres of the windows in the input"
+    x = args[0]
+    n,to = x.shape[-2:],out.shape[-2:]
+    if name=='convolution':
+        stride,padding,dilation,transposed = *map(_pair, args[3:6]),args[6]
+        half = [d*(k-1)/2 for d,k in zip(dilation, args[1].shape[2:])]
+        if transposed: return lambda i,o: (o+padding[i]-half[i])/stride[i]
+        return lambda i,o: o*stride[i]-padding[i]+half[i]
+    if name.startswith(('max_pool2d','avg_pool2d')):
+        kernel = _pair(args[1])
+        stride = _pair(args[2]) if len(args)>2 and args[2] else kernel
+        padding = _pair(args[3]) if len(args)>3 else [0,0]
+        dilation = _pair(args[4]) if len(args)>4 and name!='avg_pool2d' else [1,1]
+        return lambda i,o: o*stride[i]-padding[i]+dilation[i]*(kernel[i]-1)/2
+    if 'adaptive' in name: return lambda i,o: (o*n[i]//to[i]-(-(o+1)*n[i]//to[i])-1)/2
+    if ('linear' in name or 'cubic' in name) and args[2] is True: return lambda i,o: o*(n[i]-1)/max(1, to[i]-1)
+    return lambda i,o: (o+.5)*n[i]/to[i]-.5
 
 class CellCentres(TorchDispatchMode):
     "Follow pixel coordinates from images to the tensors computed from them, within a `with` block"
@@ -61,117 +63,73 @@ class CellCentres(TorchDispatchMode):
         x:Tensor # Images [N, C, H, W]
     ):
         super().__init__()
-        self.axes = WeakTensorKeyDictionary()
-        self.axes[x] = [[(o,None)] for o in x.shape[:2]] + [[(o,np.arange(o, dtype=float))] for o in x.shape[2:]]
+        rows,columns = map(_indices, x.shape[2:])
+        self.coords = WeakTensorKeyDictionary() # row and column of each element of a tensor; NaN where unknown
+        self.coords[x] = rows[:,None].expand(x.shape),columns.expand(x.shape)
 
     def centres(self,
         x:Tensor # Tensor that was computed in the block
     ) -> list: # For each axis, the pixel coordinates of its cells, or None
-        "Return the coordinates along each axis"
-        axes = [_joined(o) for o in self.axes.get(x, [[(1,None)]]*x.ndim)]
-        return [o[0][1] if len(o)==1 and isinstance(o[0][1], np.ndarray) else None for o in axes]
+        "Return the rows or columns along each axis"
+        res = []
+        for axis in range(x.ndim):
+            others = [i for i in range(x.ndim) if i!=axis]
+            means = [o.nanmean(others) for o in self.coords.get(x, ())]
+            varying = [o.numpy() for o in means if o.isfinite().all() and o.min()<o.max()]
+            res.append(varying[0] if len(varying)==1 else None) # along an axis of tokens, rows and columns vary
+        return res
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         res = func(*args, **(kwargs or {}))
-        for out in res if isinstance(res, (tuple,list)) else [res]:
-            if not isinstance(out, Tensor) or not out.ndim: continue
-            try: axes = self._follow(func.overloadpacket.__name__, args, out)
-            except (IndexError,TypeError,ValueError): axes = None # an unusual form of an operation
-            if axes is not None and [math.prod(f[0] for f in a) for a in axes]==list(out.shape): self.axes[out] = axes
+        if any(isinstance(o, Tensor) and o in self.coords for a in args for o in (a if is_listy(a) else [a])):
+            outs = res if is_listy(res) else [res]
+            try: followed = [self._follow(func, args, outs, i) for i in (0,1)]
+            except (IndexError,RuntimeError,TypeError,ValueError): return res # an unusual form of an operation
+            for out,*coords in zip(outs, *followed):
+                if isinstance(out, Tensor) and all(o.shape==out.shape for o in coords): self.coords[out] = coords
         return res
 
-    def _windows(self, x, out, position):
-        "Return the axes of a convolution or pool; `position` maps (axis, output indices) to input positions"
-        axes = self.axes[x][:-2]
-        axes = axes[:-1]+[[(out.shape[-3],None)]] if len(axes) else axes
-        for i,centres in enumerate(self.centres(x)[-2:]):
-            n = out.shape[i-2]
-            axes.append([(n,_at(centres, position(i, np.arange(n))))])
-        return axes
+    def _get(self, x, i):
+        "Return row or column coordinates of a tensor"
+        return self.coords[x][i] if x in self.coords else _unknown(x)
 
-    def _follow(self, name, args, out):
-        "Return the axes of the result of an operation, None if it has no coordinates"
-        tensors = [o for a in args for o in (a if isinstance(a, (list,tuple)) else [a])]
-        tensors = [o for o in tensors if isinstance(o, Tensor) and o in self.axes]
-        if not tensors: return None
-        x,axes = tensors[0],self.axes[tensors[0]]
-        if name=='convolution' and x is args[0] and x.ndim==4:
-            stride,padding,dilation,transposed = _pair(args[3]),_pair(args[4]),_pair(args[5]),args[6]
-            half = [d*(k-1)/2 for d,k in zip(dilation, args[1].shape[2:])]
-            if transposed: return self._windows(x, out, lambda i,o: (o+padding[i]-half[i])/stride[i])
-            return self._windows(x, out, lambda i,o: o*stride[i]-padding[i]+half[i])
-        if name in ('max_pool2d_with_indices','max_pool2d','avg_pool2d'):
-            kernel = _pair(args[1])
-            stride = _pair(args[2]) if len(args)>2 and args[2] else kernel
-            padding = _pair(args[3]) if len(args)>3 else [0,0]
-            dilation = _pair(args[4]) if len(args)>4 and name!='avg_pool2d' else [1,1]
-            return self._windows(x, out, lambda i,o: o*stride[i]-padding[i]+dilation[i]*(kernel[i]-1)/2)
-        if name.lstrip('_').startswith(('adaptive','upsample')):
-            n,to = x.shape[-2:],out.shape[-2:]
-            if 'adaptive' in name: return self._windows(x, out, lambda i,o: (o*n[i]//to[i]-(-(o+1)*n[i]//to[i])-1)/2)
-            aligned = ('linear' in name or 'cubic' in name) and len(args)>2 and args[2] is True
-            if aligned: return self._windows(x, out, lambda i,o: o*(n[i]-1)/max(1, to[i]-1))
-            return self._windows(x, out, lambda i,o: (o+.5)*n[i]/to[i]-.5)
+    def _follow(self, func, args, outs, i):
+        "Return row (`i` is 0) or column coordinates of the results of an operation, or of the first one"
+        name,x,out = func.overloadpacket.__name__,args[0],outs[0]
+        if name in ('view','_unsafe_view','reshape'): return [self._get(x, i).reshape(out.shape)]
+        if name in _moves:
+            moved = func([self._get(o, i) for o in x] if is_listy(x) else self._get(x, i), *args[1:])
+            return moved if is_listy(moved) else [moved]
+        if name=='convolution' or name.lstrip('_').startswith(('max_pool2d','avg_pool2d','adaptive','upsample')):
+            position,res = _position(name.lstrip('_'), args, out),self._get(x, i).nanmean(-3, keepdim=True)
+            for axis in (-2,-1): res = _at(res, res.ndim+axis, position(axis, _indices(out.shape[axis])))
+            return [res.expand(out.shape)]
         if name.endswith(('_pad_nd','_pad2d')):
-            left = {x.ndim-1-i: p for i,p in enumerate(args[1][::2])}
-            moved = [np.arange(n)-left.get(i, 0) for i,n in enumerate(out.shape)]
-            return [[(len(p),_at(c, p))] for c,p in zip(self.centres(x), moved)]
-        if name=='slice':
-            dim,start,end,step = [*args[1:], *(0,None,None,1)[len(args)-1:]]
-            centres = self.centres(x)[dim]
-            kept = None if centres is None else centres[slice(start, end, step)]
-            return [[(out.shape[i],kept)] if i==dim%x.ndim else a for i,a in enumerate(axes)]
-        if name=='select': return [a for i,a in enumerate(axes) if i!=args[1]%x.ndim]
-        if name=='flip':
-            flipped = [o%x.ndim for o in args[1]]
-            return [[(len(c),c[::-1])] if i in flipped and c is not None else a
-                    for i,(c,a) in enumerate(zip(self.centres(x), axes))]
-        if name=='permute': return [axes[i] for i in args[1]]
-        if name in ('transpose','t'):
-            i,j = args[1:] or (0,1)
-            axes = [*axes]
-            axes[i],axes[j] = axes[j],axes[i]
-            return axes
-        if name=='unsqueeze': return _view(axes, out.shape)
-        if name in ('view','_unsafe_view','squeeze') and x.shape!=out.shape: return _view(axes, out.shape)
-        if name=='cat': return self._cat(args, out)
-        if name in ('mm','addmm','bmm','baddbmm'):
-            left = args[-2]
-            return [*self.axes[left][:-1],[(out.shape[-1],None)]] if left in self.axes else None
-        return self._elementwise(tensors, out)
-
-    def _cat(self, args, out):
-        "Return mean coordinates: patches that are merged have neighbouring cells as channels"
-        dim = (args[1] if len(args)>1 else 0)%out.ndim
-        every = [self.centres(o) for o in args[0] if o.ndim==out.ndim]
-        means = []
-        for i in range(out.ndim):
-            known = [c[i] for c in every if c[i] is not None]
-            if i!=dim: means.append(np.mean(known, 0) if known else None)
-        means.insert(dim, None)
-        return [[(n,c)] for n,c in zip(out.shape, means)]
-
-    def _elementwise(self, tensors, out):
-        "Return for each axis the coordinates of the first tensor that has some; others are broadcast or reduced"
-        same = [o for o in tensors if o.ndim==out.ndim]
-        if not same: return None
-        res = []
-        for i,n in enumerate(out.shape):
-            axes = [self.axes[o][i] for o in same if o.shape[i]==n]
-            known = [a for a in axes if any(c is not None for _,c in a)]
-            res.append((known or axes or [[(n,None)]])[0])
-        return res
+            res = self._get(x, i)
+            for j,left in enumerate(args[1][::2]):
+                axis = x.ndim-1-j
+                res = _at(res, axis, _indices(out.shape[axis])-left)
+            return [res]
+        if name in ('mm','addmm','bmm','baddbmm'): # patches that are merged have neighbouring cells as channels
+            left,right = (self._get(o, i) for o in args[-2:])
+            operands = [left.nanmean(-1, keepdim=True),right.nanmean(-2, keepdim=True)]
+        else: operands = [self.coords[o][i] for o in args if isinstance(o, Tensor) and o in self.coords]
+        if len(operands)==1 and operands[0].shape==out.shape: return operands
+        res = _unknown(out)
+        for o in operands: # the first coordinates that are known, broadcast or reduced
+            if o.ndim!=out.ndim: continue
+            reduced = [j for j,n in enumerate(out.shape) if n==1<o.shape[j]]
+            res = torch.where(res.isnan(), _common(o, reduced) if reduced else o, res)
+        return [res]
 
 # %% ../nbs/13_placement.ipynb #3005929a
-def _weights(
-    centres, # Pixel coordinates of the cells [n]; None tiles the image evenly
-    n:int, # Number of cells
-    to:int # Number of pixels
-) -> Tensor: # [to, n]
+@functools.lru_cache
+def _weights(centres, n, to):
+    "Return the matrix [to, n] that interpolates between `n` cells at `to` pixels"
     if centres is None or len(set(centres))<n: centres = (np.arange(n)+.5)*to/n-.5
     order = np.argsort(centres) # a network may flip its maps
     columns = [np.interp(np.arange(to), np.array(centres)[order], o[order]) for o in np.eye(n)]
-    return torch.from_numpy(np.stack(columns, 1)).float()
+    return np.stack(columns, 1).astype(np.float32)
 
 def resample(
     maps:Tensor, # Maps [N, h, w]
@@ -180,5 +138,6 @@ def resample(
     columns=None # Pixel coordinates of the columns of cells [w]
 ) -> Tensor: # Maps [N, H, W]
     "Interpolate maps between the centres of their cells, and hold them outside"
-    weights = [_weights(c, n, to).to(maps) for c,n,to in zip((rows,columns), maps.shape[-2:], size)]
-    return weights[0]@maps@weights[1].t()
+    centres = [None if o is None else tuple(o) for o in (rows,columns)]
+    by_row,by_column = (torch.from_numpy(_weights(*o)).to(maps) for o in zip(centres, maps.shape[-2:], size))
+    return by_row@maps@by_column.t()
