@@ -51,7 +51,7 @@ def wrong_imports(fn, nb):
         for mod,names in re.findall(r'^\s*from cifar_fastai\.(\w+) import (.+)', source(c), re.M):
             if private := re.findall(r'\b_\w+', names): yield f'it imports the private name {private[0]} from {mod}'
         for mod in re.findall(r'^\s*(?:from|import) cifar_fastai\.(\w+)', source(c), re.M): # in functions too
-            other = next((o for o in fn.parent.glob('*.ipynb') if re.fullmatch(rf'\d\d[a-z]?_{mod}', o.stem)), None)
+            other = next(fn.parent.glob(f'[0-9][0-9]_{mod}.ipynb'), None)
             if other is None or other.name>=fn.name: yield f'it imports {mod}, which does not come before it'
 
 def wrong(fn):
@@ -72,7 +72,7 @@ def wrong(fn):
     if any(re.search(r'pip install [^\n]*(?<!/)\bcifar_fastai\b', o) for o in sources):
         yield 'pip install cifar_fastai: the package is on no registry'
     if rel not in no_figure and not has_figure(nb): yield 'no figure'
-    if re.match(r'\d\d[a-z]?_', fn.name): yield from wrong_imports(fn, nb)
+    if re.match(r'\d\d_', fn.name): yield from wrong_imports(fn, nb)
     yield from wrong_cells(nb)
 
 def wrong_sidebar(fns):
@@ -84,7 +84,7 @@ def wrong_sidebar(fns):
         if not (root/'nbs'/o).exists(): yield f'nbs/sidebar.yml: {o} does not exist'
 
 def wrong_numbers(fns):
-    numbers = [o.name.split('_')[0] for o in fns if re.match(r'\d\d[a-z]?_', o.name)]
+    numbers = [o.name[:2] for o in fns if re.match(r'\d\d_', o.name)]
     for o in sorted({o for o in numbers if numbers.count(o)>1}): yield f'nbs: two notebooks have the number {o}'
 
 def module_lines():
@@ -95,7 +95,7 @@ def module_lines():
 def lessons(fns):
     "Return the fraction of exported functions and classes that a cell with an assertion uses, and those that none does"
     cells = [(fn,c) for fn in fns for c in read(fn)['cells'] if c['cell_type']=='code']
-    bodies = [ast.parse(source(c)).body for fn,c in cells if exported(c) and re.match(r'\d\d[a-z]?_', fn.name)]
+    bodies = [ast.parse(source(c)).body for fn,c in cells if exported(c) and re.match(r'\d\d_', fn.name)]
     definitions = [o for body in bodies for o in body if isinstance(o, (ast.FunctionDef,ast.ClassDef))]
     names = sorted({o.name for o in definitions if o.name[0]!='_'})
     asserted = [source(c) for _,c in cells if not exported(c) and n_asserts(c)]

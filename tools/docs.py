@@ -11,9 +11,9 @@ def plain_names(site):
     "Remove the numbers from the names of pages, as nbdev's links expect: `02_data.ipynb` becomes `data.ipynb`"
     for f in [*site.rglob('*.ipynb'), site/'sidebar.yml']:
         text = f.read_text(encoding='utf-8')
-        text = re.sub(r'(?<!nbs/)\b\d\d[a-z]?_(\w+\.ipynb)', r'\1', text) # links to Colab contain nbs/
+        text = re.sub(r'(?<!nbs/)\b\d\d_(\w+\.ipynb)', r'\1', text) # links to Colab contain nbs/
         f.unlink()
-        f.with_name(re.sub(r'^\d\d[a-z]?_', '', f.name)).write_text(text, encoding='utf-8')
+        f.with_name(re.sub(r'^\d\d_', '', f.name)).write_text(text, encoding='utf-8')
 
 def own_links(pages, url):
     """Make links to this site relative, and point each to the heading with the name in the link; return broken links
