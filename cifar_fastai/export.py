@@ -319,7 +319,8 @@ def _exportable(net):
     "Replace the layers of a `PixelModel` that cannot be exported"
     for m in list(net.modules()):
         for k,o in m.named_children():
-            if isinstance(o, nn.AdaptiveMaxPool2d) and o.output_size in (1,(1,1)): setattr(m, k, GlobalMaxPool()) # torch 2.11 fails
+            is_global = isinstance(o, nn.AdaptiveMaxPool2d) and o.output_size in (1,(1,1))
+            if is_global: setattr(m, k, GlobalMaxPool()) # torch 2.11 cannot export the other
     return net.to(memory_format=torch.contiguous_format)
 
 class _ClassMaps(nn.Module):
@@ -405,7 +406,7 @@ def _check_file(file, net, batch, tolerance):
         for k,got in zip(predictor.outputs, outputs):
             difference = np.abs(got-want[k].numpy()).max()
             if not difference<=tolerance*max(1, want[k].abs().max()): # NaN fails, too
-                raise ValueError(f'to_onnx: {k} of onnxruntime and torch differ by {difference:.2g} on {len(x)} images, '
+                raise ValueError(f'to_onnx: {k} of onnxruntime and torch differ by {difference:.2g}, '
                                  f'over the tolerance {tolerance:g}, so nothing was written')
 
 def _onnx_path(path, who, example):
@@ -419,7 +420,7 @@ def to_onnx(
     logits:bool=False, # Return logits instead of probabilities?
     half:bool=False, # Convert to fp16, except input, output, resizing and norms? Half the size, and faster on a GPU
     name:str='', # Name for `Predictor`; '': that of the model, or of the file
-    tolerance:float|None=None, # Largest difference from torch, relative to outputs above 1. None: 1e-4, with `half` 2e-2
+    tolerance:float|None=None, # Largest difference from torch, relative to outputs above 1; None: 1e-4, 2e-2 if half
     cam:bool=False # Also return Grad-CAM maps, of the classes in the second input `target`, or of the predicted ones?
 ) -> Path: # The file
     """Export a model as an ONNX file (opset 18) that takes uint8 pixels [N, H, W, 3] of any size

@@ -185,7 +185,7 @@ class Predictor:
         return (res.probs,res.maps) if cam else res.probs
 
     def _check_maps(self):
-        if not self.layers: raise PredictError(f'{self.name}: no maps in this file. Write it by `to_onnx(..., cam=True)`')
+        if not self.layers: raise PredictError(f'{self.name}: this model has no maps. Export it with `cam=True`')
 
     def class_index(self,
         target # Name or number of a class, or None
