@@ -59,7 +59,7 @@ def explain(
     tta:bool=False, # Use test-time augmentation?
     k:int=5 # Number of classes
 ) -> dict: # `top` {class: probability}, highest first; `unlike`; `target`; images `picture`, `map`, `overlay`, or None
-    "Explain the prediction for an image by Pillow images. Raise `ValueError` for an unknown layer, method or class"
+    "Predict an image and draw its map. Raise `ValueError` for an unknown layer, method or class"
     image,size = pixels(image),predictor.size
     probs,unlike,_ = predictor.predict(image, tta)
     top = {predictor.classes[i]: float(probs[i]) for i in probs.argsort()[::-1][:k]}
