@@ -6,19 +6,13 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/app.html.md"""
 
 # %% ../nbs/28_app.ipynb #3f160a07
 from __future__ import annotations
-import inspect,itertools,jinja2,logging,os,signal,socket,sys,tempfile,threading,webbrowser
+import base64,io,itertools,jinja2,logging,os,re,signal,socket,sys,tempfile,threading,webbrowser
+from pathlib import Path
+import numpy as np
+from PIL import Image
 from fastcore.script import call_parse,store_true
-from fastai.vision.all import *
-from fastai.data.external import fastai_path
-from .core import look_up
-from .data import cifar10_classes,get_digits
-from .models import n_params
-from .gradcam import cam_methods,feature_maps,map_stages,undisturbed
-from .overlay import cam_cmap,overlay_map
-from .report import data_uri
-from .predict import PredictError,pixels
-from .export import load_predictor,model_card,released_models
-from .cli import exit_with
+from .core import exit_with,look_up
+from .predict import Predictor,PredictError,cividis,overlay_map,pixels
 
 # %% auto #0
 __all__ = ['explain', 'page_app', 'cifar_app']
@@ -56,53 +50,42 @@ def _read_upload(
     return res,f'{file.name} is animated or has several pages: this is the first one.' if pages else ''
 
 # %% ../nbs/28_app.ipynb #d1720cb0
-_page_methods = [k for k,f in cam_methods.items() if 'rerun' not in inspect.signature(f).parameters]
-
-def _map_layers(
-    predictor # `Predictor` or `TorchPredictor`
-) -> list: # 'last', then the names of up to four stages; [] for a model without maps
-    "List the layers that a predictor has maps for"
-    if not hasattr(predictor, 'cam'): return []
-    net,size = predictor.net,predictor.size
-    x = net.normalise(torch.zeros(1, size, size, 3, device=predictor.device))
-    try:
-        with undisturbed(net.model): return ['last',*map_stages(feature_maps(net.model, x))]
-    except ValueError: return []
-
 def explain(
     predictor, # `Predictor` or `TorchPredictor`
     image, # As for `pixels`
-    layer:str='last', # One of `_map_layers`
-    method:str='gradcam', # As for `GradCAM`
+    layer:str='last', # One of `predictor.layers`
+    method:str='gradcam', # One of `predictor.methods`
     target:str|None=None, # Class of the map; None: the predicted class
     tta:bool=False, # Use test-time augmentation?
-    k:int=5, # Number of classes
-    layers:list|None=None # Result of `_map_layers`; None calls it
-) -> dict: # `top` {class: probability}, highest first; `target`; Pillow images `picture`, `map` and `overlay` (or None)
-    "Explain the prediction for an image. Raise `ValueError` for an unknown layer, method or class"
+    k:int=5 # Number of classes
+) -> dict: # `top` {class: probability}, highest first; `unlike`; `target`; images `picture`, `map`, `overlay`, or None
+    "Predict an image and draw its map. Raise `ValueError` for an unknown layer, method or class"
     image,size = pixels(image),predictor.size
-    if layers is None: layers = _map_layers(predictor)
-    top = dict(predictor.top(image, k, tta))
+    probs,unlike,_ = predictor.predict(image, tta)
+    top = {predictor.classes[i]: float(probs[i]) for i in probs.argsort()[::-1][:k]}
     target = next(iter(top)) if target is None else look_up('class', target, predictor.classes)
     side = size*max(1, 256//size)
     small = Image.fromarray(image)
     if small.size!=(size,size): small = small.resize((size,size), Image.BILINEAR) # as the network sees it
-    res = dict(top=top, target=target, picture=small.resize((side,side), Image.NEAREST), map=None, overlay=None)
-    if not layers: return res
-    look_up('method', method, cam_methods)
-    look_up('layer', layer, layers)
-    m = predictor.cam(image, target, None if layer=='last' else layer, method).astype(np.float32)
+    picture = small.resize((side,side), Image.NEAREST)
+    res = dict(top=top, unlike=bool(unlike), target=target, picture=picture, map=None, overlay=None)
+    if not predictor.layers: return res
+    look_up('method', method, predictor.methods)
+    look_up('layer', layer, predictor.layers)
+    args = () if (layer,method)==('last','gradcam') else (None if layer=='last' else layer, method)
+    m = predictor.cam(image, target, *args).astype(np.float32)
     m = np.asarray(Image.fromarray(m).resize((side,side), Image.BILINEAR)).clip(0,1)
-    colours = (plt.get_cmap(cam_cmap)(m)[...,:3]*255).round().astype(np.uint8)
-    overlay = overlay_map(np.asarray(res['picture']), m, contour=True)
-    return {**res, 'map': Image.fromarray(colours), 'overlay': Image.fromarray(overlay)}
+    colours = Image.fromarray(cividis(m).round().astype(np.uint8))
+    return {**res, 'map': colours, 'overlay': Image.fromarray(overlay_map(np.asarray(picture), m))}
 
 # %% ../nbs/28_app.ipynb #f50360d6
 def _sample_files(
     classes, # Class names of a model
     n:int=10 # Largest number of files
 ) -> list: # Image files, alternating between the classes; [] if no known data set has these classes
-    "List test images of the digits or CIFAR-10 for a model with these classes"
+    "List test images of the digits or CIFAR-10 for a model with these classes; none where fastai is not installed"
+    try: from cifar_fastai.data import cifar10_classes,fastai_path,get_digits
+    except ImportError: return []
     if set(classes)<=set('0123456789'): path = get_digits()
     elif set(classes)<=set(cifar10_classes): path = fastai_path('data')/'cifar10'
     else: return []
@@ -111,7 +94,12 @@ def _sample_files(
 
 # %% ../nbs/28_app.ipynb #6e4a8bb2
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('cifar_fastai'), autoescape=True, trim_blocks=True)
-_templates.filters['data_uri'] = lambda image: data_uri(image.save)
+def _data_uri(image):
+    buf = io.BytesIO()
+    image.save(buf, format='png')
+    return 'data:image/png;base64,'+base64.b64encode(buf.getvalue()).decode()
+
+_templates.filters['data_uri'] = _data_uri
 
 def _render(**kwargs):
     "Render the template of an answer, and escape what Gradio would take for a template"
@@ -119,28 +107,27 @@ def _render(**kwargs):
     return re.sub(r'[${}`]', lambda o: f'&#{ord(o[0])};', text)
 
 def _card(name, predictor, image, layer, method, target, tta, note):
-    "Explain an image by one model, for the template. An unknown layer or class is replaced by the default, with a note"
-    notes,layers = [note] if note else [],_map_layers(predictor)
-    if layers and layer not in layers:
-        notes.append(f'It has no layer {layer}: this is its last one.')
-        layer = 'last'
+    "Explain an image by one model, for the template. A layer or class that it lacks is replaced, with a note"
+    notes = [note] if note else []
+    if not predictor.layers: notes.append('This model has no maps. Export it with maps, or give its saved folder.')
+    elif layer not in predictor.layers or method not in predictor.methods:
+        notes.append(f'It has no map of layer {layer} by {method}: this is the Grad-CAM map of its last layer.')
+        layer,method = 'last','gradcam'
     if target is not None and target not in predictor.classes:
         notes.append(f'It has no class {target}: the map is for the predicted one.')
         target = None
-    res = explain(predictor, image, layer, method, target, tta, layers=layers)
+    res = explain(predictor, image, layer, method, target, tta)
     images = {f'input, {predictor.size}x{predictor.size}': res['picture']}
     if res['map']:
         images[f'map for {res["target"]}: {"last layer" if layer=="last" else layer}, {method}'] = res['map']
         images['overlay'] = res['overlay']
-    elif hasattr(predictor, 'cam'): notes.append('This network has no layer with a map.')
-    else: notes.append('This file has no maps. Start cifar_app with the folder of the saved model to see them.')
-    return dict(name=name, top=res['top'], map=res['map'], images=images, notes=notes)
+    return dict(name=name, images=images, notes=notes, **{k: res[k] for k in ('top','unlike','map')})
 
 def _answer_html(
     predictors:dict, # Name -> `Predictor` or `TorchPredictor`
     path, # Uploaded image file, or None
-    layer:str='last', # One of `_map_layers`
-    method:str='gradcam', # As for `GradCAM`
+    layer:str='last', # One of the `layers` of a predictor
+    method:str='gradcam', # One of its `methods`
     target:str|None=None, # Class of the maps; None: the predicted class
     tta:bool=False, # Use test-time augmentation?
     max_mb:float=10. # Largest file, in MB
@@ -155,19 +142,6 @@ def _answer_html(
     except Exception:
         logging.getLogger(__name__).exception('error while answering an upload')
         return _render(error='An unexpected error occurred. See the log of the server')
-
-# %% ../nbs/28_app.ipynb #fe149322
-def _card_text(
-    predictor # `Predictor` or `TorchPredictor`
-) -> str: # Markdown
-    "Return the model card of a predictor, or what is in its file if it has none"
-    info = getattr(predictor.net.model, 'info', None) if hasattr(predictor, 'cam') else None
-    if info is None:
-        return (f'# {predictor.name}\n\nAn image classifier for {len(predictor.classes)} classes: '
-                f'{", ".join(predictor.classes)}. It takes images of {predictor.size}x{predictor.size} pixels. '
-                f'{predictor.mb:.2f} MB. The model card is in the folder of the saved model.\n')
-    defaults = dict(licence='unknown', params=n_params(predictor.net.model), stored='fp32', results={}) # for a run
-    return model_card({**defaults, **info}).split('---\n', 2)[2].strip()
 
 # %% ../nbs/28_app.ipynb #c48addbf
 def _gradio():
@@ -244,7 +218,8 @@ def _blocks(gr, predictors, max_mb):
     "Return the page as `gr.Blocks`"
     def union(lists): return list(dict.fromkeys(itertools.chain(*lists)))
     names,predicted,lock = list(predictors),'the predicted class',threading.Lock()
-    layers = union(map(_map_layers, predictors.values()))
+    layers = union(p.layers for p in predictors.values())
+    methods = union(p.methods for p in predictors.values() if p.layers)
     classes = union(p.classes for p in predictors.values())
     samples = next(filter(None, (_sample_files(p.classes) for p in predictors.values())), [])
     def answer(upload, models, layer, method, target, tta):
@@ -268,11 +243,11 @@ def _blocks(gr, predictors, max_mb):
                 with gr.Row():
                     has_maps = dict(visible=bool(layers), min_width=120)
                     layer = gr.Dropdown(layers or ['last'], value='last', label='Map of layer', **has_maps)
-                    method = gr.Dropdown(_page_methods, value='gradcam', label='Method', **has_maps)
+                    method = gr.Dropdown(methods or ['gradcam'], value='gradcam', label='Method', **has_maps)
                 target = gr.Dropdown([predicted,*classes], value=predicted, label='Map for', visible=bool(layers))
                 tta = gr.Checkbox(False, label='Test-time augmentation (six views of the image)')
         for k,p in predictors.items():
-            with gr.Accordion(f'About {k}', open=False): gr.Markdown(_card_text(p))
+            with gr.Accordion(f'About {k}', open=False): gr.Markdown(p.card())
         inputs = [image,models,layer,method,target,tta]
         for o in inputs: _refuse_urls(gr, o)
         # without preprocessing, `answer` gets the uploaded file and not what Gradio decodes
@@ -292,7 +267,7 @@ def page_app(
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     blocks = _blocks(gr, predictors, max_mb).queue(max_size=queue, api_open=False)
-    colours = [f'rgb({",".join(str(round(255*o)) for o in plt.get_cmap(cam_cmap)(i/8)[:3])})' for i in range(9)]
+    colours = [f'rgb({r:.0f},{g:.0f},{b:.0f})' for r,g,b in cividis(np.linspace(0, 1, 9))]
     theme = gr.themes.Default(primary_hue='blue', font_mono=['ui-monospace','Consolas','monospace'],
                               font=['system-ui','-apple-system','Segoe UI','Roboto','Helvetica','Arial','sans-serif'])
     app = gr.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, '/', theme=theme,
@@ -303,17 +278,18 @@ def page_app(
     return _Guard(app, max_mb*1e6+100_000)
 
 # %% ../nbs/28_app.ipynb #c0ba9147
-_default_model = 'speednet-94'
+def _load(model, runs):
+    path = Path(model).expanduser()
+    if path.suffix=='.onnx': return Predictor(path)
+    try: from cifar_fastai.export import load_predictor
+    except ImportError: return Predictor(path) # without torch, a folder with `model.onnx`
+    return load_predictor(model, runs=runs)
 
 def _predictors(models, runs='runs'):
     "Load the predictors of a command's arguments. Return a dict by name"
-    if not models:
-        if _default_model not in released_models():
-            raise ValueError(f'no model was given, and {_default_model} is missing. Give a saved model or an ONNX file')
-        models = [_default_model]
     res = {}
-    for o in models:
-        predictor = load_predictor(o, runs=runs)
+    for o in models or ['speednet-94']:
+        predictor = _load(o, runs)
         name = predictor.name or Path(o).stem
         if name in res: name = f'{name} ({o})'
         res[name] = predictor

@@ -8,21 +8,22 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/export.html.md"""
 from __future__ import annotations
 import contextlib,hashlib,importlib,io,jinja2,json,logging,time,warnings
 import safetensors.torch
-from functools import wraps
+from functools import cached_property,wraps
 from fastai.vision.all import *
 import cifar_fastai
 from .core import *
-from .models import create_model,architectures,inference_copy,n_params
+from .models import create_model,architectures,GlobalMaxPool,inference_copy,n_params,undisturbed
+from .placement import resample
 from .precision import half_precision
-from .gradcam import GradCAM
+from .gradcam import GradCAM,cam_methods,feature_maps,map_stages
 from .recipe import Recipe
-from .predict import Predictor,pixels
+from .predict import Predictor,compare_predictors,fit_rejection,onnx_packages,pixels
 from .run import Run,model_input
 
 # %% auto #0
 __all__ = ['export_formats', 'model_card', 'check_model_folder', 'save_model', 'released_models', 'find_saved', 'load_model',
-           'saved_learner', 'PixelModel', 'TorchPredictor', 'onnx_packages', 'to_onnx', 'load_predictor',
-           'quantise_onnx', 'compare_predictors']
+           'saved_learner', 'PixelModel', 'TorchPredictor', 'to_onnx', 'load_predictor', 'quantise_onnx',
+           'onnx_packages', 'compare_predictors']
 
 # %% ../nbs/22_export.ipynb #36381fb1
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('cifar_fastai'), autoescape=jinja2.select_autoescape(),
@@ -32,16 +33,7 @@ def model_card(
     info:dict # `info` of a model from `load_model`
 ) -> str: # Markdown with the YAML header of the Hugging Face Hub
     "Return the model card: architecture, results, how to use the model, training, limitations"
-    data = info.get('data')
-    header = dict(license=info['licence'], library_name='cifar_fastai', pipeline_tag='image-classification',
-                  tags=['image-classification','fastai','onnx'], metrics=['accuracy'])
-    accuracies = [dict(type='accuracy', name=k, value=v) for k,v in info['results'].items() if 'accuracy' in k]
-    if accuracies:
-        result = dict(task=dict(type='image-classification'), dataset=dict(name=data, type=data), metrics=accuracies)
-        header['model-index'] = [dict(name=info['name'], results=[result])]
-    if data=='cifar10': header['datasets'] = [data]
-    header = {k: json.dumps(v) for k,v in header.items()} # JSON is also YAML
-    return _templates.get_template('model_card.md').render(info, header=header)
+    return _templates.get_template('model_card.md').render(info)
 
 # %% ../nbs/22_export.ipynb #df5ba130
 def check_model_folder(
@@ -69,20 +61,29 @@ def _model_input(o):
         raise ValueError('the images of this learner are not normalised, or have no classes. Load them with image_dls')
     return res
 
-def _last_accuracy(rows, valid):
-    "Return the validation accuracy of the last epoch by its name in the model card, as a dict"
-    images = 'the test images' if valid=='test' else f'{valid:.0%} of the training images, held out'
-    return {f'accuracy on {images}': o['valid_accuracy'] for o in rows[-1:] if 'valid_accuracy' in o}
+def _valid_images(recipe): # for the model card
+    return 'the test images' if recipe['valid']=='test' else f'{recipe["valid"]:.0%} of the training images, held out'
+
+def _describe(name, recipe, taken, data, rows):
+    "Return what is known about a trained model, with the validation accuracy of the last epoch"
+    images = _valid_images(recipe)
+    results = {f'accuracy on {images}': o['valid_accuracy'] for o in rows[-1:] if 'valid_accuracy' in o}
+    return dict(name=name, model=recipe['model'], model_args=recipe['model_args'], **taken, data=data, recipe=recipe,
+                results=results)
 
 def _learner_info(learn, recipe):
-    "Return what is known about a learner's model"
     r = recipe or getattr(learn, 'recipe', None)
     if r is None:
         raise ValueError('save_model: this learner has no recipe, so its architecture is unknown. '
                          "Create it with Recipe.learner, or pass recipe=Recipe('mine', model='resnet18')")
     rows = learn.history.rows if hasattr(learn, 'history') else []
-    return dict(name=r.name, model=r.model, model_args=r.model_args, **_model_input(learn),
-                data=Path(learn.dls.path).name, recipe=r.to_dict(), results=_last_accuracy(rows, r.valid))
+    return _describe(r.name, r.to_dict(), _model_input(learn), Path(learn.dls.path).name, rows)
+
+def _valid_rejection(learn, model, accept):
+    "Fit the threshold for images unlike the training images on the validation set"
+    model,dl = deepcopy(model).to(learn.dls.device),learn.dls.valid.new(shuffle=False, drop_last=False)
+    with no_random(),torch.no_grad(): logits = torch.cat([model(x).float().cpu() for x,*_ in dl])
+    return fit_rejection(logits.numpy(), accept)
 
 def _shadows_fastai(f):
     "Decorate a function that shadows one of fastai, so that the error for fastai's arguments names fastai's function"
@@ -107,10 +108,11 @@ def save_model(
     half:bool=False, # Store weight matrices and filters in fp16? Half the size; biases, norms and buffers stay in fp32
     results:dict|None=None, # Results for the card; 'accuracy' in a name means a fraction. None: validation accuracy
     note:str='', # Text for the card
+    accept:float|None=.95, # Fraction of a learner's validation images that its `rejection` accepts; None: no threshold
     licence:str='apache-2.0', # License of the weights, an identifier of the Hugging Face Hub
     recipe:Recipe|None=None # Names the architecture of a learner that `Recipe.learner` did not create
 ) -> Path: # The folder: `model.safetensors`, `config.json`, and the model card `README.md`
-    """Save a model and everything that is needed to use it
+    """Save a model and everything that is needed to use it, and fit a threshold for images unlike the training images
 
     Raise `ValueError` if the folder contains anything else, and for non-finite weights."""
     path = check_model_folder(path)
@@ -120,6 +122,8 @@ def save_model(
     for k,v in model.state_dict().items():
         if v.is_floating_point() and not v.isfinite().all():
             raise ValueError(f'save_model: {k} has non-finite values. Train again with a lower learning rate')
+    if is_learner and accept is not None:
+        info['rejection'] = dict(_valid_rejection(learn, model, accept), images=_valid_images(info['recipe']))
     if half:
         for p in model.parameters():
             if p.ndim>1: p.data = p.data.half()
@@ -153,8 +157,7 @@ def _run_info(folder):
     if not isinstance(recipe, dict) or not info.get('input'):
         raise ValueError(f'{folder}: its run.json lacks the recipe or the input of the model. Train it again')
     rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
-    return dict(name=folder.resolve().name, model=recipe['model'], model_args=recipe['model_args'], **info['input'],
-                data=info.get('data'), recipe=recipe, results=_last_accuracy(rows, recipe['valid']))
+    return _describe(folder.resolve().name, recipe, info['input'], info.get('data'), rows)
 
 def find_saved(
     path, # Folder of a saved model or a run, name of a run in `runs`, or name of a released model
@@ -254,6 +257,8 @@ class PixelModel(nn.Module):
 
 class TorchPredictor(Predictor):
     "A `Predictor` that runs a model in torch instead of onnxruntime"
+    methods = [k for k,f in cam_methods.items() if 'rerun' not in inspect.signature(f).parameters] # one backward pass
+
     def __init__(self,
         model, # A `Learner`, a model from `load_model`, or a path or name for `load_model`
         device='cpu', # Device to run on
@@ -264,12 +269,21 @@ class TorchPredictor(Predictor):
         self.net,self.device,self.logits = PixelModel(model, logits=True).to(device),torch.device(device),True
         self.classes,self.size = self.net.classes,self.net.size
         recipe_name = getattr(getattr(model, 'recipe', None), 'name', 'learner')
-        self.name = model.info['name'] if hasattr(model, 'info') else recipe_name
+        self.info = getattr(model, 'info', dict(name=recipe_name))
+        self.name,self.rejection = self.info['name'],self.info.get('rejection')
         precision = half_precision(device) if half else None
         self.dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16, None: None}[precision]
         if self.dtype: self.net = self.net.to(memory_format=torch.channels_last)
         self.mb = sum(o.nbytes for o in self.net.state_dict().values())/1e6
         self._forward = torch.compile(self.net) if compiled else self.net
+
+    @cached_property
+    def layers(self):
+        "Layers with maps: 'last', then the names of up to four stages; none if the network has no feature map"
+        x = self.net.normalise(self._tensor(np.zeros((1,self.size,self.size,3), np.uint8)))
+        try:
+            with undisturbed(self.net.model): return ['last',*map_stages(feature_maps(self.net.model, x))]
+        except ValueError: return []
 
     @torch.no_grad()
     def _run(self, batch):
@@ -278,59 +292,95 @@ class TorchPredictor(Predictor):
 
     def _tensor(self, batch): return torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
 
+    def _maps(self, batch, target, *args, **kwargs):
+        x = self.net.normalise(self._tensor(batch))
+        with GradCAM(self.net.model, *args, **kwargs) as cam: return cam(x, target).cpu().numpy()
+
     def cam(self,
         image, # An image, as for `pixels`
         target=None, # Class, by name or number, or a function of the logits; None: the predicted class
-        layer=None, # As for `GradCAM`; None: the last layer with a feature map
-        method='gradcam', # As for `GradCAM`
-        flip:bool=False, # As for `GradCAM`
-        reshape=None # As for `GradCAM`
+        *args, # Arguments of `GradCAM`: layer, method, flip, reshape
+        **kwargs # The same, by name
     ) -> np.ndarray: # [size, size], 0..1
         "Return the class activation map of an image"
-        if isinstance(target, str): target = self.classes.index(look_up('class', target, self.classes))
-        x = self.net.normalise(self._tensor(self.read(image)[None]))
-        with GradCAM(self.net.model, layer, method, flip, reshape) as cam: return cam(x, target)[0].cpu().numpy()
+        if not callable(target): target = self.class_index(target)
+        return self._maps(self.read(image)[None], target, *args, **kwargs)[0]
+
+    def card(self) -> str: # Markdown
+        "Return the model card, without its YAML header"
+        if 'recipe' not in self.info: return super().card()
+        defaults = dict(licence='unknown', params=n_params(self.net.model), stored='fp32', results={}) # for a run
+        return model_card({**defaults, **self.info}).split('---\n', 2)[2].strip()
 
 # %% ../nbs/22_export.ipynb #89be089b
-def onnx_packages(
-    who:str, # Function or command that needs them, for the message
-    names:tuple=('onnx','onnxruntime','onnxscript') # Packages to import
-) -> list: # Modules
-    "Import packages of the extra `export`. Raise `ImportError`, with the command to install them, if one is missing"
-    try: return [importlib.import_module(o) for o in names]
-    except ImportError as e:
-        raise ImportError(f"{who} needs the package {e.name} of the extra export. "
-                          "In a clone of the library: pip install -e '.[export]'") from None
-
-class _GlobalMax(nn.Module):
-    "Replace `nn.AdaptiveMaxPool2d(1)`, which torch 2.11 cannot export"
-    def forward(self, x): return x.amax((2,3), keepdim=True)
+_all_ = ['onnx_packages','compare_predictors'] # defined in 21_predict
 
 def _exportable(net):
     "Replace the layers of a `PixelModel` that cannot be exported"
     for m in list(net.modules()):
         for k,o in m.named_children():
-            if isinstance(o, nn.AdaptiveMaxPool2d) and o.output_size in (1,(1,1)): setattr(m, k, _GlobalMax())
+            is_global = isinstance(o, nn.AdaptiveMaxPool2d) and o.output_size in (1,(1,1))
+            if is_global: setattr(m, k, GlobalMaxPool()) # torch 2.11 cannot export the other
     return net.to(memory_format=torch.contiguous_format)
 
-def _example_pixels(learn, net, n=7):
-    "Return `n` validation images of a learner, or noise for another model, as pixels"
-    if not isinstance(learn, Learner):
-        g = torch.Generator().manual_seed(0)
-        return torch.randint(256, (n,net.size,net.size,3), dtype=torch.uint8, generator=g)
-    dl = learn.dls.valid.new(shuffle=False, bs=min(n, len(learn.dls.valid_ds)))
-    with no_random(): x = dl.one_batch()[0].as_subclass(Tensor).cpu().float()
-    res = ((x*net.std+net.mean)*255).round().clamp(0,255).byte().permute(0,2,3,1)
-    return res[torch.arange(n)%len(res)].contiguous()
+class _ClassMaps(nn.Module):
+    """Grad-CAM without gradients, for a network that is linear after its last feature map, except for pooling
 
-def _export_graph(net, example, output):
-    "Export a `PixelModel` for batches of any size and images of any size. Return an ONNX model"
-    dynamic = {i: torch.export.Dim(k) for i,k in enumerate('NHW')}
+    There, the gradient of a logit has the same mean in each channel for all images: it is the weight of the class, as
+    in class activation maps (B. Zhou et al., 2016), also with max pooling, where it comes from a single cell."""
+    def __init__(self, model, x): # Network, some normalised images
+        super().__init__()
+        weights,sizes = [],[]
+        def note(activations, gradients):
+            weights.append(gradients.mean((2,3)))
+            sizes.append(activations.shape[2:])
+            return activations.sum(1)
+        with GradCAM(model, method=note) as cam:
+            cam(x) # finds the layer
+            for k in range(model(x[:1]).shape[1]): cam(x, k)
+        weights = torch.stack(weights[1:], 1) # [N, n_classes, C]
+        if not torch.allclose(weights, weights[:1].expand_as(weights), rtol=1e-3, atol=1e-5*weights.abs().max().item()):
+            raise ValueError(f'to_onnx: maps need gradients, because this network is not linear after {cam.layer}. '
+                             'Export it without cam')
+        self.register_buffer('weights', weights[0])
+        self.hook = hook_output(model.get_submodule(cam.layer), detach=False)
+        for name,n,side,centres in zip(('rows','columns'), sizes[0], x.shape[2:], cam.centres[x.shape[2:]][cam.layer]):
+            self.register_buffer(name, resample(torch.eye(n)[None], (side,n), centres, range(n))[0]) # [side, n]
+
+    def forward(self, logits, target):
+        chosen = torch.where(target<0, logits.argmax(1), target)
+        maps = torch.einsum('nc,nchw->nhw', self.weights[chosen], self.hook.stored).relu()
+        maps = torch.einsum('ih,nhw,jw->nij', self.rows, maps, self.columns)
+        lo,hi = maps.amin((1,2), keepdim=True),maps.amax((1,2), keepdim=True)
+        return (maps-lo)/torch.where(hi-lo<=1e-6*hi, math.inf, hi-lo) # a constant map is 0
+
+class _OnnxModel(nn.Module):
+    "What an ONNX file computes: probabilities or logits; the energy, which probabilities do not determine; and maps"
+    def __init__(self, net, logits, has_energy, maps):
+        super().__init__()
+        self.net,self.maps = net,maps
+        self.outputs = ['logits' if logits else 'probabilities']
+        if has_energy and not logits: self.outputs.append('energy')
+        if maps: self.outputs.append('maps')
+
+    def forward(self, pixels, target=None):
+        z = self.net(pixels)
+        res = dict(logits=z, probabilities=z.softmax(1), energy=z.logsumexp(1, keepdim=True))
+        if self.maps: res['maps'] = self.maps(z, target)
+        return tuple(res[o] for o in self.outputs)
+
+def _export_graph(net, pixels):
+    "Export an `_OnnxModel` for batches of any size and images of any size. Return an ONNX model"
+    inputs,dims = dict(pixels=pixels),[{i: torch.export.Dim(k) for i,k in enumerate('NHW')}]
+    if net.maps:
+        inputs['target'] = torch.full((len(pixels),), -1)
+        dims.append({0: dims[0][0]})
     with warnings.catch_warnings(),contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         try:
-            return torch.onnx.export(net, (example,), dynamo=True, opset_version=18, input_names=['pixels'],
-                                     output_names=[output], dynamic_shapes=(dynamic,), verbose=False).model_proto
+            return torch.onnx.export(net, tuple(inputs.values()), dynamo=True, opset_version=18, verbose=False,
+                                     input_names=list(inputs), output_names=net.outputs,
+                                     dynamic_shapes=tuple(dims)).model_proto
         except torch.onnx.errors.OnnxExporterError as e:
             op = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(e))
             reason = f'{op[1]} is unsupported. Replace this layer' if op else str(e).splitlines()[0]
@@ -345,18 +395,19 @@ def _graph_to_fp16(model):
     res.topological_sort()
     return res.model
 
-def _check_graph(model, net, batch, tolerance):
-    "Raise `ValueError` if onnxruntime and torch disagree"
-    ort = importlib.import_module('onnxruntime')
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+def _check_file(file, net, batch, tolerance):
+    "Raise `ValueError` if an ONNX file and torch disagree"
+    predictor,model = Predictor(file),net.net
     for x in (batch[:1],batch):
-        with torch.no_grad(): want = net(x).numpy()
-        difference = np.abs(session.run(None, {'pixels': x.numpy()})[0]-want).max()
-        if not difference<=tolerance*max(1, np.abs(want).max()): # NaN fails, too
-            raise ValueError(f'to_onnx: onnxruntime and torch differ by {difference:.2g} on {len(x)} images, '
-                             f'over the tolerance {tolerance:g}, so nothing was written')
+        with torch.no_grad(): want = dict(zip(net.outputs, net(x, torch.full((len(x),), -1))))
+        if net.maps:
+            with GradCAM(model.model) as cam: want['maps'] = cam(model.normalise(x))
+        outputs = predictor.session.run(predictor.outputs, predictor.inputs(x.numpy()))
+        for k,got in zip(predictor.outputs, outputs):
+            difference = np.abs(got-want[k].numpy()).max()
+            if not difference<=tolerance*max(1, want[k].abs().max()): # NaN fails, too
+                raise ValueError(f'to_onnx: {k} of onnxruntime and torch differ by {difference:.2g}, '
+                                 f'over the tolerance {tolerance:g}, so nothing was written')
 
 def _onnx_path(path, who, example):
     path = Path(path).expanduser()
@@ -369,25 +420,32 @@ def to_onnx(
     logits:bool=False, # Return logits instead of probabilities?
     half:bool=False, # Convert to fp16, except input, output, resizing and norms? Half the size, and faster on a GPU
     name:str='', # Name for `Predictor`; '': that of the model, or of the file
-    tolerance:float|None=None # Largest difference from torch, relative to outputs above 1. None: 1e-4, with `half` 2e-2
+    tolerance:float|None=None, # Largest difference from torch, relative to outputs above 1; None: 1e-4, 2e-2 if half
+    cam:bool=False # Also return Grad-CAM maps, of the classes in the second input `target`, or of the predicted ones?
 ) -> Path: # The file
     """Export a model as an ONNX file (opset 18) that takes uint8 pixels [N, H, W, 3] of any size
 
-    Raise `ValueError`, and write nothing, if the model has unsupported layers, or onnxruntime and torch differ."""
+    Raise `ValueError`, and write nothing, if the model has unsupported layers, if its maps need gradients, or if
+    onnxruntime and torch differ."""
     onnx,*_ = onnx_packages('to_onnx')
     path = _onnx_path(path, 'to_onnx', 'model.onnx')
     if tolerance is None: tolerance = 2e-2 if half else 1e-4
-    net = _exportable(PixelModel(learn, logits))
-    batch,output = _example_pixels(learn, net),'logits' if logits else 'probabilities'
-    model = _export_graph(net, batch[:2], output)
+    pixel_model = _exportable(PixelModel(learn, logits=True))
+    shape,g = (7,pixel_model.size,pixel_model.size,3),torch.Generator().manual_seed(0)
+    batch = torch.randint(256, shape, dtype=torch.uint8, generator=g) # an example, which is also checked
+    maps = _ClassMaps(pixel_model.model, pixel_model.normalise(batch)) if cam else None
+    info = getattr(learn, 'info', dict(name=path.stem))
+    net = _OnnxModel(pixel_model, logits, 'rejection' in info, maps).eval()
+    model = _export_graph(net, batch[:2])
     if half: model = _graph_to_fp16(model)
-    name = name or (learn.info['name'] if hasattr(learn, 'info') else path.stem)
-    metadata = dict(classes=json.dumps(net.classes), size=str(net.size), name=name, output=output)
+    metadata = dict(classes=json.dumps(pixel_model.classes), size=str(pixel_model.size), name=name or info['name'],
+                    output=net.outputs[0], rejection=json.dumps(info.get('rejection')))
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
-    _check_graph(model, net, batch, tolerance)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary: onnx.save(model, temporary)
+    with atomic_file(path) as temporary:
+        onnx.save(model, temporary)
+        _check_file(temporary, net, batch, tolerance)
     return path
 
 # %% ../nbs/22_export.ipynb #72e2554a
@@ -419,20 +477,19 @@ def quantise_onnx(
 
     Weights have 7 bits, so that sums do not overflow on CPUs without VNNI."""
     onnx,_ = onnx_packages('quantise_onnx', ('onnx','onnxruntime'))
-    from onnxruntime.quantization import CalibrationDataReader,QuantFormat,QuantType,quantize_static
+    from onnxruntime.quantization import QuantFormat,QuantType,quantize_static
     predictor = Predictor(path)
     if not len(images): raise ValueError('quantise_onnx: no calibration images; pass a few hundred')
     x = np.stack([pixels(o, predictor.size) for o in images])
-    class Batches(CalibrationDataReader):
-        def __init__(self): self.batches = ({'pixels': x[i:i+bs]} for i in range(0, len(x), bs))
-        def get_next(self): return next(self.batches, None)
+    batches = (predictor.inputs(x[i:i+bs]) for i in range(0, len(x), bs))
+    reader = SimpleNamespace(get_next=lambda: next(batches, None))
     out = _onnx_path(out, 'quantise_onnx', 'model_int8.onnx')
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as temporary,warnings.catch_warnings():
         warnings.simplefilter('ignore')
         logging.disable(logging.WARNING)
         try:
-            quantize_static(str(predictor.path), str(temporary), Batches(), quant_format=QuantFormat.QDQ,
+            quantize_static(str(predictor.path), str(temporary), reader, quant_format=QuantFormat.QDQ,
                             per_channel=True, reduce_range=True, weight_type=QuantType.QInt8,
                             op_types_to_quantize=['Conv','Gemm','MatMul'])
         finally: logging.disable(logging.NOTSET)
@@ -440,32 +497,3 @@ def quantise_onnx(
         onnx.helper.set_model_props(model, predictor.session.get_modelmeta().custom_metadata_map)
         onnx.save(model, temporary)
     return out
-
-# %% ../nbs/22_export.ipynb #ff00d516
-def compare_predictors(
-    predictors:dict, # Name -> `Predictor`; the others are compared with the first
-    images, # As for `Predictor`
-    labels=None, # Names of the true classes; None: the accuracy is NaN
-    bs:int=256, # Batch size
-    rounds:int=3, # Number of timings of each predictor, interleaved; 0: the throughput is NaN
-    tta:bool=False # Use test-time augmentation?
-) -> pd.DataFrame: # A row for each, with the columns described above
-    "Compare the accuracy, agreement, throughput and size of predictors"
-    reader = next(iter(predictors.values()))
-    if not isinstance(images, np.ndarray): images = [reader.read(o) for o in images] # decoding is not timed
-    if len({o.shape for o in images})==1: images = np.stack(images)
-    probs = {k: p(images, tta, bs) for k,p in predictors.items()} # also the warm-up
-    rates = {k: [] for k in predictors}
-    for _ in range(rounds):
-        for k,p in predictors.items():
-            start = time.perf_counter()
-            p(images, tta, bs)
-            rates[k].append(len(images)/(time.perf_counter()-start))
-    first = next(iter(probs.values()))
-    rows = {}
-    for k,p in predictors.items():
-        predicted = probs[k].argmax(1)
-        correct = np.nan if labels is None else np.array(p.classes)[predicted]==np.array(labels, dtype=str)
-        rows[k] = dict(accuracy=np.mean(correct), same=(predicted==first.argmax(1)).mean(),
-                       difference=np.abs(probs[k]-first).max(), images_s=np.median(rates[k] or np.nan), mb=p.mb)
-    return pd.DataFrame(rows).T

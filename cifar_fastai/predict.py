@@ -6,14 +6,16 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/predict.html.md"""
 
 # %% ../nbs/21_predict.ipynb #a8f62de1
 from __future__ import annotations
-import json
+import importlib,json,time
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from .codec import decode_image,ImageError
 
 # %% auto #0
-__all__ = ['PredictError', 'pixels', 'Predictor']
+__all__ = ['rejection_scores', 'PredictError', 'pixels', 'energy_score', 'softmax_score', 'fit_rejection', 'is_unlike',
+           'onnx_packages', 'Prediction', 'Predictor', 'cividis', 'overlay_map', 'compare_predictors']
 
 # %% ../nbs/21_predict.ipynb #4eaff3a5
 class PredictError(ValueError):
@@ -27,30 +29,81 @@ def pixels(
     try: return decode_image(image, size)
     except ImageError as e: raise PredictError(str(e)) from None
 
-# %% ../nbs/21_predict.ipynb #36ca29f4
-_batch_pixels = 2**24 # most pixels in a batch, which limits the memory for large images
-
+# %% ../nbs/21_predict.ipynb #1807927d
 def _softmax(z):
     z = np.exp(z-z.max(-1, keepdims=True))
     return z/z.sum(-1, keepdims=True)
 
+def energy_score(
+    logits:np.ndarray, # [N, n_classes]
+    temperature:float=1. # Divides the logits
+) -> np.ndarray: # [N], higher for images that are like the training images
+    "Return the negative energy of each image (W. Liu et al., 2020)"
+    z = logits/temperature
+    top = z.max(-1)
+    return temperature*(top+np.log(np.exp(z-top[...,None]).sum(-1)))
+
+def softmax_score(
+    logits:np.ndarray, # [N, n_classes]
+    temperature:float=1. # Divides the logits
+) -> np.ndarray: # [N], higher for images that are like the training images
+    "Return the largest probability of each image (D. Hendrycks and K. Gimpel, 2017)"
+    return _softmax(logits/temperature).max(-1)
+
+rejection_scores = dict(energy=energy_score, softmax=softmax_score) # by name
+
+def fit_rejection(
+    logits:np.ndarray, # Of images like those to accept, better not trained on, [N, n_classes]
+    accept:float=.95, # Fraction of these images to accept
+    score:str='energy', # Name in `rejection_scores`
+    temperature:float=1. # Of the score
+) -> dict: # For `is_unlike`: score, temperature, threshold; and accept and n, the number of images
+    "Fit the threshold of a score as a quantile. Raise `ValueError` if `accept` is out of range"
+    if not 0<accept<=1: raise ValueError(f'accept={accept}: out of range, expected a fraction above 0 and at most 1')
+    threshold = float(np.quantile(rejection_scores[score](logits, temperature), 1-accept))
+    return dict(score=score, temperature=temperature, threshold=threshold, accept=accept, n=len(logits))
+
+def is_unlike(
+    logits:np.ndarray, # [N, n_classes]
+    rejection:dict|None # From `fit_rejection`
+) -> np.ndarray|None: # Booleans [N]; None without `rejection`
+    "Return whether images score below the threshold"
+    if rejection is None: return None
+    return rejection_scores[rejection['score']](logits, rejection['temperature'])<rejection['threshold']
+
+# %% ../nbs/21_predict.ipynb #36ca29f4
+_batch_pixels = 2**24 # most pixels in a batch, which limits the memory for large images
+
+def onnx_packages(
+    who:str, # Function or command that needs them, for the message
+    names:tuple=('onnx','onnxruntime','onnxscript') # Packages to import
+) -> list: # Modules
+    "Import packages of the extra `export`. Raise `ImportError`, with the command to install them, if one is missing"
+    try: return [importlib.import_module(o) for o in names]
+    except ImportError as e:
+        raise ImportError(f"{who} needs the package {e.name} of the extra export. "
+                          "In a clone of the library: pip install -e '.[export]'") from None
+
+class Prediction(NamedTuple):
+    "What `Predictor.predict` returns for N images; of a single image, each array lacks the first axis"
+    probs:np.ndarray # Class probabilities [N, n_classes]
+    unlike:np.ndarray|None # Is the image unlike the training images? [N]; None if the model has no threshold
+    maps:np.ndarray|None # Class activation maps of the predicted classes, 0..1, [N, size, size]; None unless `cam`
+
 class Predictor:
     "A model that `to_onnx` wrote: takes pixels, returns probabilities. Needs only numpy, Pillow and onnxruntime"
+    rejection,layers,methods = None,(),('gradcam',) # defaults for subclasses: no threshold, no maps
+
     def __init__(self,
-        path, # ONNX file, or a folder that contains `model.onnx`
-        threads:int|None=None # Threads of onnxruntime; None: as many as it chooses
+        path # ONNX file, or a folder that contains `model.onnx`
     ):
         "Raise `PredictError` if the file is missing, is not ONNX, or has no class names"
-        try: import onnxruntime as ort
-        except ImportError:
-            raise ImportError("Predictor needs the package onnxruntime of the extra export. "
-                              "In a clone of the library: pip install -e '.[export]'") from None
+        ort, = onnx_packages('Predictor', ['onnxruntime'])
         path = Path(path).expanduser()
         self.path = path/'model.onnx' if path.is_dir() else path
         if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. Write one by `to_onnx`')
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        if threads: options.intra_op_num_threads = threads
         providers = [o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()]
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as e: raise PredictError(f'{path}: not a readable ONNX file ({type(e).__name__})') from None
@@ -58,13 +111,26 @@ class Predictor:
         if 'classes' not in metadata: raise PredictError(f'{path}: no class names in it. Write it by `to_onnx`')
         self.classes,self.size,self.name = json.loads(metadata['classes']),int(metadata['size']),metadata.get('name','')
         self.logits = metadata.get('output')=='logits'
+        self.rejection = json.loads(metadata.get('rejection', 'null'))
+        self.outputs = [o.name for o in self.session.get_outputs()]
+        if 'maps' in self.outputs: self.layers = ('last',)
         self.mb = self.path.stat().st_size/1e6
 
+    def inputs(self,
+        batch:np.ndarray, # uint8 pixels [N, H, W, 3]
+        target=-1 # Class number, or one for each image; -1: the predicted class
+    ) -> dict:
+        "Return the inputs of the graph"
+        res = {self.session.get_inputs()[0].name: np.ascontiguousarray(batch)}
+        if self.layers: res['target'] = np.broadcast_to(np.int64(target), len(batch))
+        return res
+
     def _run(self, batch):
-        "Return the logits of a batch, up to a constant for each image"
-        inputs = {self.session.get_inputs()[0].name: np.ascontiguousarray(batch)}
-        out = self.session.run(None, inputs)[0].astype(np.float32)
-        return out if self.logits else np.log(np.maximum(out, 1e-30))
+        "Return the logits of a batch; of a file with probabilities but no energies, up to a constant for each image"
+        out,*energy = self.session.run([o for o in self.outputs if o!='maps'], self.inputs(batch))
+        return out if self.logits else np.log(np.maximum(out, 1e-30))+sum(energy)
+
+    def _maps(self, batch, target): return self.session.run(['maps'], self.inputs(batch, target))[0]
 
     def _run_tta(self, batch):
         "Return the weighted mean of the logits of six views"
@@ -81,26 +147,62 @@ class Predictor:
         in_memory = isinstance(image, np.ndarray) or hasattr(image, 'detach')
         return pixels(image, None if in_memory else self.size)
 
-    def __call__(self,
+    def predict(self,
         images, # An image, as for `pixels`; a list of them; or a batch [N, H, W, 3], uint8
         tta:bool=False, # Use test-time augmentation: six views of each image?
-        bs:int=256 # Batch size, smaller for large images; images of equal size share a batch
-    ) -> np.ndarray: # Probabilities [N, n_classes]; [n_classes] for a single image
-        "Return class probabilities. Raise `PredictError`, before the first prediction, if an image cannot be decoded"
+        bs:int=256, # Batch size, smaller for large images; images of equal size share a batch
+        cam:bool=False # Also return class activation maps? Those of the image itself, also with `tta`
+    ) -> Prediction:
+        "Predict images. Raise `PredictError`, before the first prediction, if an image cannot be decoded"
+        if cam: self._check_maps()
         is_array = isinstance(images, np.ndarray)
         is_file = isinstance(images, (str,Path,bytes)) or hasattr(images, 'read')
         single = is_file or isinstance(images, Image.Image) or is_array and images.ndim<4
         decoded = is_array and images.dtype==np.uint8 and images.ndim==4 and images.shape[-1]==3
         arrays = images if decoded else [self.read(o) for o in ([images] if single else images)]
-        run = self._run_tta if tta else self._run
-        res,by_size = np.zeros((len(arrays),len(self.classes)), np.float32),{}
+        run,n = self._run_tta if tta else self._run,len(arrays)
+        logits = np.zeros((n,len(self.classes)), np.float32)
+        maps,by_size = np.zeros((n,self.size,self.size), np.float32) if cam else None,{}
         for i,o in enumerate(arrays): by_size.setdefault(o.shape, []).append(i)
         for (h,w,_),ids in by_size.items():
-            n = max(1, min(bs, _batch_pixels//(h*w)))
-            for k in range(0, len(ids), n):
-                batch = ids[k:k+n]
-                res[batch] = _softmax(run(np.stack([arrays[i] for i in batch])))
-        return res[0] if single else res
+            step = max(1, min(bs, _batch_pixels//(h*w)))
+            for k in range(0, len(ids), step):
+                part = ids[k:k+step]
+                batch = np.stack([arrays[i] for i in part])
+                logits[part] = run(batch)
+                if cam: maps[part] = self._maps(batch, logits[part].argmax(1))
+        res = Prediction(_softmax(logits), is_unlike(logits, self.rejection), maps)
+        return Prediction(*(o if o is None else o[0] for o in res)) if single else res
+
+    def __call__(self,
+        images, # As for `predict`
+        tta:bool=False, # As for `predict`
+        bs:int=256, # As for `predict`
+        cam:bool=False # Also return the maps?
+    ) -> np.ndarray: # Probabilities [N, n_classes]; with `cam`, a tuple of these and the maps [N, size, size]
+        "Return class probabilities, as `predict` does"
+        res = self.predict(images, tta, bs, cam)
+        return (res.probs,res.maps) if cam else res.probs
+
+    def _check_maps(self):
+        if not self.layers: raise PredictError(f'{self.name}: this model has no maps. Export it with `cam=True`')
+
+    def class_index(self,
+        target # Name or number of a class, or None
+    ): # Its number; None for None
+        "Return the number of a class. Raise `PredictError` for an unknown one"
+        if target is None or target in range(len(self.classes)): return target
+        if target in self.classes: return self.classes.index(target)
+        raise PredictError(f'class {target!r}: expected one of {", ".join(self.classes)}')
+
+    def cam(self,
+        image, # An image, as for `pixels`
+        target=None # Class, by name or number; None: the predicted class
+    ) -> np.ndarray: # [size, size], 0..1
+        "Return the class activation map of an image. Raise `PredictError` for a file without maps"
+        self._check_maps()
+        target = self.class_index(target)
+        return self._maps(self.read(image)[None], -1 if target is None else target)[0]
 
     def top(self,
         image, # As for `pixels`
@@ -112,5 +214,61 @@ class Predictor:
         p = self(image, tta)
         return [(self.classes[i],float(p[i])) for i in p.argsort()[::-1][:k]]
 
+    def card(self) -> str: # Markdown
+        "Return a short description, for a file without a model card"
+        return (f'# {self.name}\n\nAn image classifier for {len(self.classes)} classes: {", ".join(self.classes)}. It '
+                f'takes images of {self.size}x{self.size} pixels. {self.mb:.2f} MB. The model card is in the folder '
+                'of the saved model.\n')
+
     def __repr__(self):
         return f'{type(self).__name__}({self.name}: {len(self.classes)} classes, images of {self.size}x{self.size})'
+
+# %% ../nbs/21_predict.ipynb #a52a76db
+_cividis_at = [0,19,21,23,28,34,52,84,126,147,179,205,232,243,251,255] # where cividis, of 256 colours, has bends
+_cividis = np.array([list(bytes.fromhex(o)) for o in (
+    '00224e 00306f 003170 013271 123570 1e3a6f 36466c 565c6d 7b7a78 8f8a78 aea371 c9b965 e7d150 f3db42 fde334 fee838'
+).split()])
+
+def cividis(
+    m:np.ndarray # Values in 0..1, of any shape
+) -> np.ndarray: # RGB, 0..255, with an axis of 3 at the end
+    "Map values to the colours of matplotlib's cividis, up to 2 of 255"
+    return np.stack([np.interp(255*np.asarray(m), _cividis_at, o) for o in _cividis.T], -1)
+
+def overlay_map(
+    picture:np.ndarray, # Pixels [H, W, 3], 0 to 255
+    m:np.ndarray # Map [H, W] in 0..1
+) -> np.ndarray: # uint8 [H, W, 3]
+    "Blend a map in the colours of cividis with a grey copy of a picture, half and half"
+    grey = (picture@(.299,.587,.114))[...,None]
+    return (.5*grey + .5*cividis(m)).round().astype(np.uint8)
+
+# %% ../nbs/21_predict.ipynb #4c45d708
+def compare_predictors(
+    predictors:dict, # Name -> `Predictor`; the others are compared with the first
+    images, # As for `Predictor`
+    labels=None, # Names of the true classes; None: the accuracy is NaN
+    bs:int=256, # Batch size
+    rounds:int=3, # Number of timings of each predictor, interleaved; 0: the throughput is NaN
+    tta:bool=False # Use test-time augmentation?
+) -> "pd.DataFrame": # A row for each, with the columns described above
+    "Compare the accuracy, agreement, throughput and size of predictors. Needs pandas"
+    import pandas as pd
+    reader = next(iter(predictors.values()))
+    if not isinstance(images, np.ndarray): images = [reader.read(o) for o in images] # decoding is not timed
+    if len({o.shape for o in images})==1: images = np.stack(images)
+    probs = {k: p(images, tta, bs) for k,p in predictors.items()} # also the warm-up
+    rates = {k: [] for k in predictors}
+    for _ in range(rounds):
+        for k,p in predictors.items():
+            start = time.perf_counter()
+            p(images, tta, bs)
+            rates[k].append(len(images)/(time.perf_counter()-start))
+    first = next(iter(probs.values()))
+    rows = {}
+    for k,p in predictors.items():
+        predicted = probs[k].argmax(1)
+        correct = np.nan if labels is None else np.array(p.classes)[predicted]==np.array(labels, dtype=str)
+        rows[k] = dict(accuracy=np.mean(correct), same=(predicted==first.argmax(1)).mean(),
+                       difference=np.abs(probs[k]-first).max(), images_s=np.median(rates[k] or np.nan), mb=p.mb)
+    return pd.DataFrame(rows).T
