@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from fastcore.script import call_parse,store_true
 from .core import exit_with,look_up
-from .predict import Predictor,PredictError,cividis,overlay_map,pixels
+from .heatmap import inferno,overlay_map
+from .predict import Predictor,PredictError,pixels
 
 # %% auto #0
 __all__ = ['explain', 'page_app', 'cifar_app']
@@ -75,8 +76,8 @@ def explain(
     args = () if (layer,method)==('last','gradcam') else (None if layer=='last' else layer, method)
     m = predictor.cam(image, target, *args).astype(np.float32)
     m = np.asarray(Image.fromarray(m).resize((side,side), Image.BILINEAR)).clip(0,1)
-    colours = Image.fromarray(cividis(m).round().astype(np.uint8))
-    return {**res, 'map': colours, 'overlay': Image.fromarray(overlay_map(np.asarray(picture), m))}
+    colours = Image.fromarray(inferno(m).round().astype(np.uint8))
+    return {**res, 'map': colours, 'overlay': Image.fromarray(overlay_map(np.asarray(picture), m, contour=True))}
 
 # %% ../nbs/28_app.ipynb #f50360d6
 def _sample_files(
@@ -267,7 +268,7 @@ def page_app(
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     blocks = _blocks(gr, predictors, max_mb).queue(max_size=queue, api_open=False)
-    colours = [f'rgb({r:.0f},{g:.0f},{b:.0f})' for r,g,b in cividis(np.linspace(0, 1, 9))]
+    colours = [f'rgb({r:.0f},{g:.0f},{b:.0f})' for r,g,b in inferno(np.linspace(0, 1, 9))]
     theme = gr.themes.Default(primary_hue='blue', font_mono=['ui-monospace','Consolas','monospace'],
                               font=['system-ui','-apple-system','Segoe UI','Roboto','Helvetica','Arial','sans-serif'])
     app = gr.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, '/', theme=theme,

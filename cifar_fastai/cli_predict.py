@@ -1,4 +1,4 @@
-"""Predict the classes of images from the command line, without torch and fastai if the model is an ONNX file
+"""Predict the classes of images from the command line, with class activation maps; an ONNX file needs neither torch nor fastai
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/cli_predict.html.md"""
 
@@ -9,7 +9,10 @@ from __future__ import annotations
 import csv,io,json,os,sys
 from pathlib import Path
 from fastcore.script import call_parse,store_true
+import numpy as np
+from PIL import Image
 from .codec import image_files
+from .heatmap import overlay_map
 from .cli import check_options,command
 from .predict import *
 
@@ -33,20 +36,20 @@ def _image_files(
 def _predictor(model, cam):
     "Return a `Predictor`; load torch only if it is needed"
     path = Path(model).expanduser()
-    if not cam and (path.suffix=='.onnx' or (path/'model.onnx').is_file()): return Predictor(path)
+    if path.suffix=='.onnx' or (path/'model.onnx').is_file():
+        predictor = Predictor(path)
+        if predictor.layers or not cam: return predictor
     from cifar_fastai.export import load_predictor # loads torch
     predictor = load_predictor(model)
-    if cam and not hasattr(predictor, 'cam'):
-        raise PredictError(f'{model}: no weights for activation maps. --cam needs the folder of a run or of an export')
+    if cam and not predictor.layers:
+        raise PredictError(f'{model}: no weights for activation maps. --cam needs a run, a saved model, '
+                           'or an ONNX file with maps')
     return predictor
 
-def _save_map(predictor, image, folder, stem):
+def _save_map(m, image, folder, stem):
     "Write an image with its class activation map over it"
-    from cifar_fastai.overlay import overlay_map # loads torch
-    import numpy as np
-    from PIL import Image
-    side = max(256, predictor.size)
-    resized = Image.fromarray(predictor.cam(image)).resize((side,side), Image.BICUBIC)
+    side = max(256, len(m))
+    resized = Image.fromarray(m).resize((side,side), Image.BICUBIC)
     file,i = folder/f'{stem}-cam.png',2
     while file.exists(): file,i = folder/f'{stem}-{i}-cam.png',i+1
     Image.fromarray(overlay_map(pixels(image, side), np.asarray(resized).clip(0,1), contour=True)).save(file)
@@ -56,7 +59,7 @@ def _warn(message): print(f'cifar_predict: {message}', file=sys.stderr)
 def _name(file): return file.name if hasattr(file, 'read') else str(file)
 
 def _predict(predictor, files, tta, cam, bs, unreadable):
-    "Yield name and probabilities of each image, batch by batch; append the unreadable files to `unreadable`"
+    "Yield name, probabilities and `unlike` of each image; append the unreadable files to `unreadable`"
     for i in range(0, len(files), bs):
         batch = []
         for f in files[i:i+bs]:
@@ -64,20 +67,26 @@ def _predict(predictor, files, tta, cam, bs, unreadable):
             except PredictError as e:
                 unreadable.append(f)
                 _warn(e)
-        for (f,_),p in zip(batch, predictor([x for _,x in batch], tta, bs)):
-            if cam: _save_map(predictor, f, cam, Path(_name(f)).stem)
-            yield _name(f),p
+        res = predictor.predict([x for _,x in batch], tta, bs, cam=bool(cam))
+        for k,(f,_) in enumerate(batch):
+            if cam: _save_map(res.maps[k], f, cam, Path(_name(f)).stem)
+            yield _name(f),res.probs[k],None if res.unlike is None else bool(res.unlike[k])
 
 def _print_predictions(predictions, classes, format, top, width):
     "Print predictions as they come, JSON at the end"
     table,rows = csv.writer(sys.stdout, lineterminator='\n'),[]
-    if format=='csv': table.writerow(['file','predicted',*classes])
-    for name,p in predictions:
+    if format=='csv': table.writerow(['file','predicted','unlike',*classes])
+    for name,p,unlike in predictions:
         best = {classes[i]: p[i] for i in p.argsort()[::-1][:top]}
         predicted = next(iter(best))
-        if format=='csv': table.writerow([name,predicted,*(f'{o:.6f}' for o in p)])
-        elif format=='table': print(f'{name:<{width}}  '+'  '.join(f'{k} {v:.1%}' for k,v in best.items()))
-        else: rows.append(dict(file=name, predicted=predicted, top={k: round(float(v), 6) for k,v in best.items()}))
+        if format=='csv': table.writerow([name,predicted,unlike,*(f'{o:.6f}' for o in p)])
+        elif format=='table':
+            words = [f'{k} {v:.1%}' for k,v in best.items()]
+            if unlike: words.append('unlike the training images')
+            print(f'{name:<{width}}  '+'  '.join(words))
+        else:
+            likely = {k: round(float(v), 6) for k,v in best.items()}
+            rows.append(dict(file=name, predicted=predicted, unlike=unlike, top=likely))
     if format=='json': print(json.dumps(rows, indent=1))
     sys.stdout.flush()
 
@@ -91,7 +100,7 @@ def cifar_predict(
     top:int=3, # Number of classes to print for each image
     format:str='table', # Output format: table, json or csv, which has the probabilities of all classes
     tta:store_true=False, # Test-time augmentation: six views of each image
-    cam:str=None, # Folder for class activation maps, an image for each; needs torch
+    cam:str=None, # Folder for class activation maps, an image for each
     bs:int=256, # Batch size
 ):
     "Predict the classes of images"

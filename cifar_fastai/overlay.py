@@ -8,30 +8,16 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/overlay.html.md"""
 from __future__ import annotations
 from fastai.vision.all import *
 from matplotlib.cm import ScalarMappable
-from scipy.ndimage import binary_dilation,binary_erosion
+from .heatmap import *
 from .gradcam import *
 from .core import look_up
 from .models import undisturbed
 
 # %% auto #0
-__all__ = ['cam_cmap', 'overlay_map', 'draw_overlay', 'heat_colorbar', 'plot_cams']
+__all__ = ['cam_cmap', 'draw_overlay', 'heat_colorbar', 'plot_cams']
 
 # %% ../nbs/14a_overlay.ipynb #4f1c65f3
 cam_cmap = 'inferno' # colour map of all class activation maps
-
-def overlay_map(
-    picture:np.ndarray, # Pixels [H, W, 3], 0 to 255
-    m:np.ndarray, # Map [H, W] in 0..1
-    contour:bool=False # Draw a contour at half of the maximum? It is two pixels wide, for pictures that were enlarged
-) -> np.ndarray: # uint8 [H, W, 3]
-    "Draw a map over a picture, with the heat as opacity"
-    colours = 255*plt.get_cmap(cam_cmap)(m)[...,:3]
-    res = (picture+m[...,None]*(colours-picture)).round().astype(np.uint8)
-    if contour: # white inside and black outside, to be seen over any colour
-        inside = m>=.5
-        res[inside&~binary_erosion(inside, border_value=1)] = 255
-        res[binary_dilation(inside)&~inside] = 0
-    return res
 
 # %% ../nbs/14a_overlay.ipynb #047f1c43
 def draw_overlay(

@@ -15,7 +15,7 @@ from .codec import decode_image,ImageError
 
 # %% auto #0
 __all__ = ['rejection_scores', 'PredictError', 'pixels', 'energy_score', 'softmax_score', 'fit_rejection', 'is_unlike',
-           'onnx_packages', 'Prediction', 'Predictor', 'cividis', 'overlay_map', 'compare_predictors']
+           'onnx_packages', 'Prediction', 'Predictor', 'compare_predictors']
 
 # %% ../nbs/21_predict.ipynb #4eaff3a5
 class PredictError(ValueError):
@@ -222,26 +222,6 @@ class Predictor:
 
     def __repr__(self):
         return f'{type(self).__name__}({self.name}: {len(self.classes)} classes, images of {self.size}x{self.size})'
-
-# %% ../nbs/21_predict.ipynb #a52a76db
-_cividis_at = [0,19,21,23,28,34,52,84,126,147,179,205,232,243,251,255] # where cividis, of 256 colours, has bends
-_cividis = np.array([list(bytes.fromhex(o)) for o in (
-    '00224e 00306f 003170 013271 123570 1e3a6f 36466c 565c6d 7b7a78 8f8a78 aea371 c9b965 e7d150 f3db42 fde334 fee838'
-).split()])
-
-def cividis(
-    m:np.ndarray # Values in 0..1, of any shape
-) -> np.ndarray: # RGB, 0..255, with an axis of 3 at the end
-    "Map values to the colours of matplotlib's cividis, up to 2 of 255"
-    return np.stack([np.interp(255*np.asarray(m), _cividis_at, o) for o in _cividis.T], -1)
-
-def overlay_map(
-    picture:np.ndarray, # Pixels [H, W, 3], 0 to 255
-    m:np.ndarray # Map [H, W] in 0..1
-) -> np.ndarray: # uint8 [H, W, 3]
-    "Blend a map in the colours of cividis with a grey copy of a picture, half and half"
-    grey = (picture@(.299,.587,.114))[...,None]
-    return (.5*grey + .5*cividis(m)).round().astype(np.uint8)
 
 # %% ../nbs/21_predict.ipynb #4c45d708
 def compare_predictors(
