@@ -233,13 +233,20 @@ def evaluate(model, data, part, tta, csv, device):
     _report_unreadable('cifar_eval', unreadable)
 
 # %% ../nbs/25_evaluation.ipynb #c0cf5600
+def _onnx_with_maps(model, file, **kwargs):
+    "Write an ONNX file, with class activation maps if the network allows them"
+    try: return to_onnx(model, file, cam=True, **kwargs)
+    except ValueError: return to_onnx(model, file, **kwargs)
+
 def _write_export(net, out, formats, half, ranges, note, licence, name):
     "Write weights, card and other formats of a model to `out`, all files or none; return the model as stored"
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as d:
         folder = save_model(net, d, name, half, note=note, licence=licence)
         stored = load_model(folder)
-        for k in formats: export_formats[k][0](stored, folder/f'model.{k}')
-        if half and 'onnx' in formats: to_onnx(stored, folder/'model_fp16.onnx', half=True)
+        for k in formats:
+            write = _onnx_with_maps if k=='onnx' else export_formats[k][0]
+            write(stored, folder/f'model.{k}')
+        if half and 'onnx' in formats: _onnx_with_maps(stored, folder/'model_fp16.onnx', half=True)
         if ranges is not None: quantise_onnx(folder/'model.onnx', folder/'model_int8.onnx', ranges)
         out.mkdir(exist_ok=True)
         for o in folder.iterdir(): os.replace(o, out/o.name)

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/export.html.md"""
 
 # %% ../nbs/22_export.ipynb #4a5e20f2
 from __future__ import annotations
-import contextlib,hashlib,importlib,io,jinja2,json,logging,time,warnings
+import contextlib,hashlib,io,jinja2,json,logging,warnings
 import safetensors.torch
 from functools import cached_property,wraps
 from fastai.vision.all import *
@@ -17,6 +17,7 @@ from .placement import resample
 from .precision import half_precision
 from .gradcam import GradCAM,cam_methods,feature_maps,map_stages
 from .recipe import Recipe
+from .hub import from_hub,is_hub_name
 from .predict import Predictor,compare_predictors,fit_rejection,onnx_packages,pixels
 from .run import Run,model_input
 
@@ -53,13 +54,10 @@ def _is_saved(path):
 
 def _model_input(o):
     "Return the classes, mean, std and size of a learner, or of a model from `load_model`, as a dict"
-    if not isinstance(o, Learner):
-        if hasattr(o, 'info'): return o.info
-        raise ValueError(f'expected a learner or a model from load_model, not {type(o).__name__}')
-    res = model_input(o.dls)
-    if res is None:
-        raise ValueError('the images of this learner are not normalised, or have no classes. Load them with image_dls')
-    return res
+    res = model_input(o.dls) if isinstance(o, Learner) else getattr(o, 'info', None)
+    if res is not None: return res
+    raise ValueError(f'{type(o).__name__}: expected a learner with normalised images and classes, as from image_dls, '
+                     'or a model from load_model')
 
 def _valid_images(recipe): # for the model card
     return 'the test images' if recipe['valid']=='test' else f'{recipe["valid"]:.0%} of the training images, held out'
@@ -160,12 +158,13 @@ def _run_info(folder):
     return _describe(folder.resolve().name, recipe, info['input'], info.get('data'), rows)
 
 def find_saved(
-    path, # Folder of a saved model or a run, name of a run in `runs`, or name of a released model
+    path, # Folder of a saved model or a run, name of a run in `runs` or of a released model, or 'owner/name' on the Hub
     runs='runs' # Folder of all runs
 ) -> tuple: # The folder, and a dict with name, model, model_args, classes, mean, std, size, data, recipe, results
     "Find a saved model and what is known about it. Raise `ValueError` if it is missing or from a newer version"
     folder,runs = Path(path).expanduser(),Path(runs).expanduser()
     if not folder.exists() and (runs/path/'run.json').is_file(): folder = runs/path
+    if not folder.exists() and is_hub_name(path): folder = from_hub(path)
     if not folder.exists() and folder.name==str(path): # a name, not a path
         names = [o.parent.name for o in runs.glob('[!.]*/run.json')]
         folder = _released/look_up('run, folder or released model', str(path), sorted(names)+released_models())
