@@ -10,7 +10,7 @@ cfg.read_string((root/'settings.ini').read_text(encoding='utf-8'))
 cfg = cfg['DEFAULT']
 version = re.search(r'^__version__ = "(.+)"', (root/'cifar_fastai/__init__.py').read_text(encoding='utf-8'), re.M)[1]
 
-extras = {k: cfg[f'{k}_requirements'].split() for k in ('export','distributed','app','bench','dev')}
+extras = {k: cfg[f'{k}_requirements'].split() for k in ('export','distributed','app','bench','timm','hub','dev')}
 
 setup(
     version=version,

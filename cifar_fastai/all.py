@@ -3,8 +3,11 @@ from fastai.vision.all import *
 from .core import *
 from .data import *
 from .augment import *
+from .datasets import *
 from .loaders import *
+from .check import *
 from .models import *
+from .networks import *
 from .optim import *
 from .callbacks import *
 from .schedule import *
@@ -19,6 +22,8 @@ from .checkpoint import *
 from .tensorboard import *
 from .run import *
 from .runs import *
+from .sweep import *
 from .report import *
 from .predict import Predictor
+from .hub import *
 from .export import *

@@ -1,4 +1,4 @@
-"""`cifar_train`, `cifar_resume`, `cifar_runs`, `cifar_bench`, `cifar_explain`, `cifar_eval` and `cifar_export`
+"""`cifar_train`, `cifar_resume`, `cifar_runs`, `cifar_bench`, `cifar_explain`, `cifar_eval`, `cifar_export` and `cifar_check`
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
@@ -13,8 +13,8 @@ from fastcore.script import call_parse,store_true
 from .core import *
 
 # %% auto #0
-__all__ = ['command', 'check_folder', 'check_options', 'call', 'cifar_train', 'cifar_bench', 'cifar_explain', 'cifar_eval',
-           'cifar_export', 'cifar_resume', 'cifar_runs']
+__all__ = ['command', 'check_folder_option', 'check_options', 'call', 'cifar_train', 'cifar_bench', 'cifar_explain', 'cifar_eval',
+           'cifar_export', 'cifar_check', 'cifar_resume', 'cifar_runs']
 
 # %% ../nbs/26_cli.ipynb #ae400073
 def command(
@@ -33,7 +33,7 @@ _recipes = ['davidnet','speedrun','speedrun_cpu','speedrun96','layernorm_resnet1
 _choices = dict(engine=['batch','item'], part=['test','train'], format=['table','json','csv'])
 _least = dict(seeds=1, epochs=1, bs=1, n=1, rounds=1, steps=1, keep=1, top=1, seed=0, warmup=0, n_robust=0)
 
-def check_folder(
+def check_folder_option(
     option:str, # Name of the option
     path:str|None, # Folder; None is valid
     optional:bool=False # May it not exist yet?
@@ -56,9 +56,9 @@ def check_options(
             raise ValueError(f'{flag} {v}: expected a number above 0')
         if k=='name' and v and Path(v).name!=v:
             raise ValueError(f'--name {v}: expected a name without a path. The folder is --out')
-        if k in ('images','results'): check_folder(k, v, optional=k=='results')
+        if k in ('images','results'): check_folder_option(k, v, optional=k=='results')
         if k=='data' and v not in ('cifar10','digits'): # other names are looked up later
-            check_folder(k, v, optional=len(Path(v).parts)==1)
+            check_folder_option(k, v, optional=len(Path(v).parts)==1)
         if k=='script' and not Path(v).expanduser().is_file(): raise ValueError(f'--script {v}: no such file')
         if k=='recipe' and 'cifar_fastai.recipe' not in sys.modules: # a script may have added recipes
             for o in [v] if isinstance(v, str) else v: look_up('recipe', o, _recipes)
@@ -93,6 +93,7 @@ def cifar_train(
     epochs:int=None, # Number of epochs (default: the recipe's)
     bs:int=None, # Batch size (default: the recipe's)
     lr:float=None, # Highest learning rate, which scales the schedule (default: the recipe's)
+    grid:str=None, # Train all combinations of values, as in --grid 'lr=.1,.2 bs=256,512'
     valid:str=None, # test, or the fraction of the training set to hold out (default: the recipe's)
     seed:int=None, # Seed of weights, order and augmentation (default: the recipe's)
     engine:str='batch', # Augmentation: batch (on the device) or item (in worker processes)
@@ -108,7 +109,7 @@ def cifar_train(
     out:str='runs', # Folder of all runs
 ):
     "Train recipes and save each run in its own folder"
-    check_folder('out', out, optional=True)
+    check_folder_option('out', out, optional=True)
     call('commands.train', dict(locals(), valid=_number('valid', valid, ['test'], 1, 'a fraction such as 0.1')))
 
 # %% ../nbs/26_cli.ipynb #0bf6d240
@@ -188,8 +189,18 @@ def cifar_export(
     licence:str='apache-2.0', # Licence of the weights, by its name on the Hugging Face Hub
 ):
     "Export a model into one folder: weights, model card, ONNX files"
-    check_folder('out', out, optional=True)
+    check_folder_option('out', out, optional=True)
     call('evaluation.export', locals())
+
+# %% ../nbs/26_cli.ipynb #d59a145b
+@call_parse
+@command
+def cifar_check(
+    path:str, # Folder of images, or a name as for --data
+    valid:str='test', # Validation set: test, valid or val, its folder, or the fraction of the training set to hold out
+):
+    "Check a folder of images before training, without changing it"
+    call('commands.check', dict(path=path, valid=_number('valid', valid, ['test','valid','val'], 1, 'a fraction')))
 
 # %% ../nbs/26_cli.ipynb #466a96a6
 @call_parse
@@ -223,5 +234,5 @@ def cifar_runs(
     yes:store_true=False, # Do not ask
 ):
     "List, compare and delete runs"
-    check_folder('out', out, optional=True)
+    check_folder_option('out', out, optional=True)
     call('commands.list_runs', locals())

@@ -11,18 +11,21 @@ from dataclasses import replace
 from fastai.vision.all import *
 from .core import *
 from .data import *
+from .datasets import *
+from .check import check_folder
 from .models import *
 from .callbacks import *
 from .schedule import *
 from .recipe import *
 from .run import *
 from .runs import *
+from .sweep import *
 from .bench import write_row
 
 # %% auto #0
 __all__ = ['data_path', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe', 'mute_other_ranks', 'duration',
-           'find_run', 'save_results', 'with_lr', 'comparison_text', 'print_comparison', 'train', 'resume_run',
-           'list_runs']
+           'find_run', 'save_results', 'comparison_text', 'print_comparison', 'print_sweep', 'train', 'check',
+           'resume_run', 'list_runs']
 
 # %% ../nbs/24_commands.ipynb #2e210a39
 def data_path(
@@ -148,19 +151,6 @@ def save_results(
         epochs[columns].round(6).to_csv(folder/f'{name}.csv', index=False)
 
 # %% ../nbs/24_commands.ipynb #67e88525
-def with_lr(
-    r:Recipe, # Recipe
-    lr:float # Highest learning rate
-) -> Recipe:
-    "Return the recipe with its schedule scaled to another highest learning rate"
-    s = r.schedule
-    field = 'lr_max' if isinstance(s, OneCycle) else 'lr'
-    if not hasattr(s, field): raise ValueError(f'--lr: the schedule {type(s).__name__} of {r.name} has no field lr')
-    if isinstance(s, PiecewiseLinear): changes = dict(lr=tuple(o*lr/max(s.lr) for o in s.lr))
-    elif isinstance(s, Plateau): changes = dict(lr=lr, lr_min=s.lr_min*lr/s.lr)
-    else: changes = {field: lr}
-    return r.but(schedule=replace(s, **changes))
-
 def _result_line(run):
     last,best = run.history().iloc[-1],run.best()
     accuracies = (f'final accuracy {last.valid_accuracy:.2%} (epoch {last.epoch:.0f}), '
@@ -169,13 +159,14 @@ def _result_line(run):
 
 def _how_to_resume(run): return f'\nResume with: {run.resume_command}' if run and run.checkpoints() else ''
 
-def _recipes_to_train(names, model, lr, changes):
+def _recipes_to_train(names, model, lr, grid, changes):
     rs = [changed_recipe(o, **changes) for o in names or ('davidnet',)]
     if model:
         whiten = 3. if hasattr(create_model(model), 'whiten') else None
         other = dict(model=model, model_args={}, whiten=whiten)
         rs = [r if r.model==model else r.but(name=f'{r.name}-{model}', **other) for r in rs]
-    return [with_lr(r, lr) for r in rs] if lr else rs
+    if lr: rs = [r.with_lr(lr) for r in rs]
+    return [o for r in rs for o in grid_recipes(r, **parse_grid(grid.split()))] if grid else rs
 
 def comparison_text(
     name:str, # What is compared
@@ -194,6 +185,16 @@ def print_comparison(
 ):
     "Print the paired comparison of recipes trained with the same seeds"
     for names,r in paired_comparison(runs).iterrows(): print(comparison_text(names, r))
+
+def print_sweep(
+    runs, # `Run`s of a grid
+    file # Figure to write
+):
+    "Print the table of a sweep and write its plot"
+    table = sweep_table(runs)
+    plot_sweep(table).figure.savefig(file)
+    plt.close()
+    print(f'\n{table.round(4).to_string(index=False)}\nplot: {file}')
 
 def _stopped(run):
     if not run: return '\nStopped'
@@ -214,13 +215,13 @@ def _train_all(rs, path, spread, seeds, name, device, **kwargs):
     jobs = [r.but(seed=s) for r in rs for s in range(r.seed, r.seed+seeds)]
     return map(Run, spread_jobs(train_one, jobs, device))
 
-def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, device, fp32, compile, tensorboard, results,
+def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine, device, fp32, compile, tensorboard, results,
           minutes, no_checkpoints, spread, name, out):
     "Train recipes, see `cifar_train`"
     precision = 'fp32' if fp32 else None
     changes = dict(epochs=epochs, bs=bs, seed=seed, valid=valid, precision=precision, compile=compile or None)
     mute_other_ranks()
-    rs = _recipes_to_train(recipe, model, lr, changes)
+    rs = _recipes_to_train(recipe, model, lr, grid, changes)
     check_device(device)
     path,runs,current,message = data_path(data),[],None,None
     check_writable('out', out, folder=True)
@@ -249,12 +250,20 @@ def train(recipe, data, seeds, model, epochs, bs, lr, valid, seed, engine, devic
     done = [o for o in runs if o.info['state']=='done']
     if len(runs)>1: print(summarise(runs).round(4).to_string())
     print_comparison(runs)
+    if grid and done and not rank_distrib():
+        print_sweep(done, Path(out).expanduser()/f'{name or (recipe or ["davidnet"])[0]}-sweep.png')
     try:
         if results and done and not rank_distrib(): save_results(done, results)
     except (ValueError,OSError) as e:
         message,code = f'cifar_train: the runs are complete, but the results were not written: {error_text(e)}',1
     if message: exit_with(message, code, current)
     if len(done)<len(runs): raise SystemExit(1)
+
+def check(path, valid):
+    "Check a folder of images, see `cifar_check`"
+    found = check_folder(data_path(path), valid)
+    print(found)
+    if found.errors: raise SystemExit(1)
 
 # %% ../nbs/24_commands.ipynb #2d35c1b7
 def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):

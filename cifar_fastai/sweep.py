@@ -15,10 +15,10 @@ from .recipe import *
 from .run import *
 
 # %% auto #0
-__all__ = ['grid', 'parse_grid', 'sweep_table', 'plot_sweep']
+__all__ = ['grid_recipes', 'parse_grid', 'sweep_table', 'plot_sweep']
 
 # %% ../nbs/19a_sweep.ipynb #65c79b85
-def grid(
+def grid_recipes(
     recipe:Recipe|str, # Recipe, or its name in `recipes`
     **values # Lists of values: of fields of `Recipe` or `Policy`, and of `lr`, the highest learning rate
 ) -> list: # A `Recipe` for each combination, named after its values
@@ -40,7 +40,7 @@ def grid(
 # %% ../nbs/19a_sweep.ipynb #6ee438c6
 def parse_grid(
     words:list # Such as ['lr=.1,.2', 'bs=256,512']
-) -> dict: # Values by name, for `grid`
+) -> dict: # Values by name, for `grid_recipes`
     "Parse the grid of a command line. Raise `ValueError` for a word without a name or values"
     def value(text):
         try: return ast.literal_eval(text)
