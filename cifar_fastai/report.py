@@ -22,78 +22,64 @@ __all__ = ['corruptions', 'add_noise', 'blur', 'scale_contrast', 'add_brightness
            'corrupt_dl', 'robustness', 'plot_robustness', 'data_uri', 'explain_page']
 
 # %% ../nbs/20_report.ipynb #371f66f1
-def _level(severity, levels):
-    "Return the parameter of a severity"
-    if severity not in range(1, len(levels)+1):
-        raise ValueError(f'severity={severity!r}: expected an integer from 1 to {len(levels)}')
-    return levels[severity-1]
+def _by_severity(*levels):
+    "Decorate a function of images, a parameter and a generator: it takes a severity instead of the parameter"
+    def decorate(f):
+        def corrupt(
+            x:Tensor, # Images [N, C, H, W] in 0..1
+            severity:int=3, # 1 to 5
+            g=None # `torch.Generator` on the CPU, for the same values on all devices; None uses the global one
+        ) -> Tensor: # Of the same shape
+            if severity not in range(1, len(levels)+1):
+                raise ValueError(f'severity={severity!r}: expected an integer from 1 to {len(levels)}')
+            return f(x, levels[severity-1], g)
+        for o in ('__name__','__qualname__','__doc__'): setattr(corrupt, o, getattr(f, o))
+        return corrupt
+    return decorate
 
-def add_noise(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # `torch.Generator` on the CPU, so that all devices get the same noise; None uses the global one
-) -> Tensor: # Of the same shape
+@_by_severity(.02,.04,.06,.08,.12)
+def add_noise(x, sd, g):
     "Add Gaussian noise. For the same generator state, only its scale depends on the severity"
-    noise = torch.randn(x.shape, generator=g).to(x.device)
-    return (x + _level(severity, (.02,.04,.06,.08,.12))*noise).clamp(0, 1)
+    return (x + sd*torch.randn(x.shape, generator=g).to(x.device)).clamp(0, 1)
 
-def blur(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
+@_by_severity(.4,.6,.8,1.,1.5)
+def blur(x, sigma, g):
     "Apply a Gaussian blur; the border is reflected"
-    sigma = _level(severity, (.4,.6,.8,1.,1.5))*min(x.shape[-2:])/32
+    sigma *= min(x.shape[-2:])/32
     return TF.gaussian_blur(x, 2*math.ceil(3*sigma)+1, sigma)
 
-def scale_contrast(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
+@_by_severity(.7,.5,.35,.2,.1)
+def scale_contrast(x, factor, g):
     "Reduce the contrast: move each value towards the mean of its image and channel"
-    return torch.lerp(x.mean((2,3), keepdim=True), x, _level(severity, (.7,.5,.35,.2,.1)))
+    return torch.lerp(x.mean((2,3), keepdim=True), x, factor)
 
-def add_brightness(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
+@_by_severity(.1,.2,.3,.4,.5)
+def add_brightness(x, amount, g):
     "Add a constant to each value"
-    return (x + _level(severity, (.1,.2,.3,.4,.5))).clamp(0, 1)
+    return (x+amount).clamp(0, 1)
 
-def compress_jpeg(
-    x:Tensor, # Images [N, C, H, W] in 0..1, with 1 or 3 channels
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
-    "Encode as JPEG and decode"
+@_by_severity(80,60,40,25,15)
+def compress_jpeg(x, quality, g):
+    "Encode as JPEG and decode; images have 1 or 3 channels"
     pixels = (x.detach()*255).round().byte().cpu()
-    return TF.jpeg(pixels, _level(severity, (80,60,40,25,15))).to(x)/255
+    return TF.jpeg(pixels, quality).to(x)/255
 
-def pixelate(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
+@_by_severity(2,3,4,5,6)
+def pixelate(x, side, g):
     "Replace square blocks by their mean colour; those at the right and lower border may be cut off"
     h,w = x.shape[-2:]
-    side = max(1, round(_level(severity, (2,3,4,5,6))*min(h, w)/32))
+    side = max(1, round(side*min(h, w)/32))
     return F.interpolate(F.avg_pool2d(x, side, ceil_mode=True), scale_factor=side)[...,:h,:w]
 
-def occlude(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # As for `add_noise`; squares of higher severity cover those of lower severity
-) -> Tensor: # Of the same shape
-    "Cover a grey rectangle at a random position, entirely inside the image"
-    share = _level(severity, (.25,.375,.5,.625,.75))
+@_by_severity(.25,.375,.5,.625,.75)
+def occlude(x, share, g):
+    "Cover a grey rectangle at a random position inside the image; that of a higher severity covers that of a lower one"
     h,w = x.shape[-2:]
     dh,dw = round(share*h),round(share*w)
     res = x.clone()
-    for i,(u,v) in enumerate(torch.rand(len(x), 2, generator=g).tolist()):
+    for image,(u,v) in zip(res, torch.rand(len(x), 2, generator=g).tolist()):
         top,left = int(u*(h-dh+1)),int(v*(w-dw+1))
-        res[i,:,top:top+dh,left:left+dw] = .5
+        image[:,top:top+dh,left:left+dw] = .5
     return res
 
 corruptions = dict(noise=add_noise, blur=blur, contrast=scale_contrast, brightness=add_brightness,
