@@ -211,7 +211,7 @@ def plot_misclassified(
     for ax in fig.subplots(rows, 5, squeeze=False).flat: ax.axis('off')
     for ax,o in zip(fig.axes, shown.itertuples()):
         picture = Image.fromarray(read_image(o.file))
-        picture.thumbnail((256,256)) # the figure holds no full-size photos
+        picture.thumbnail((256,256)) # the figure holds no full-size cifar_learn
         ax.imshow(picture)
         ax.set_title(prediction_caption(o), fontsize=9, parse_math=False) # class names may contain a $
     return fig
@@ -321,17 +321,18 @@ def plot_maps(
 ) -> plt.Figure: # Five images in a row, the maps below each
     "Plot images with their class activation maps for the predicted class and, for mistakes, the true class"
     rows = rows[:n]
-    found = class_maps(learn, rows, layer=layer, method=method, reshape=reshape)
-    if not found: return plt.figure(figsize=(8,.4)).suptitle('no images', fontsize=10).figure
+    maps = class_maps(learn, rows, layer=layer, method=method, reshape=reshape)
+    if not maps: return plt.figure(figsize=(8,.4)).suptitle('no images', fontsize=10).figure
     labels = ['', 'map for the\npredicted class', 'map for the\ntrue class']
-    if all(true is None for *_,true in found): labels.pop()
-    high,blocks = len(labels),math.ceil(len(found)/5)
-    fig,axs = plt.subplots(high*blocks, 5, figsize=(8,blocks*(1.4*high+.5)), squeeze=False, layout='constrained')
+    if all(true is None for *_,true in maps): labels.pop()
+    per_image,blocks = len(labels),math.ceil(len(maps)/5)
+    size = 8,blocks*(1.4*per_image+.5)
+    fig,axs = plt.subplots(per_image*blocks, 5, figsize=size, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for ax,label in zip(axs[:,0], labels*blocks):
         ax.text(-.06, .5, label, transform=ax.transAxes, ha='right', va='center', fontsize=9)
-    for i,(pictures,o) in enumerate(zip(found, rows.itertuples())):
-        column = axs[i//5*high:,i%5]
+    for i,(pictures,o) in enumerate(zip(maps, rows.itertuples())):
+        column = axs[i//5*per_image:,i%5]
         column[0].set_title(prediction_caption(o), fontsize=9, parse_math=False)
         for ax,picture in zip(column, pictures):
             if picture is not None: ax.imshow(picture)
