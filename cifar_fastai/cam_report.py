@@ -218,7 +218,7 @@ def map_scores(
 
 def _lower_is_better(metric): return metric.startswith(('deletion','max'))
 
-# %% ../nbs/15a_cam_report.ipynb #71ebfc29
+# %% ../nbs/15a_cam_report.ipynb #ac75a5e3
 def _load(learn, n, boxes):
     "Return evenly spaced validation images, their classes, predicted classes, and masks of their boxes, if known"
     items,path = as_dl(learn).dataset.items,learn.dls.path
@@ -277,8 +277,7 @@ class CamReport:
             y = np.arange(len(o))+.18*(i-1.5)
             left.errorbar(o['mean'], y, xerr=o.high-o['mean'], fmt='osD^'[i], ms=4, color=okabe_ito[i], label=name)
         left.set_yticks(range(len(self.table)), self.table.index, fontsize=9)
-        left.invert_yaxis()
-        left.set_xlabel('score')
+        left.set(xlabel='score', ylim=(len(self.table)-.4,-.6))
         left.legend(fontsize=9, loc='lower center', bbox_to_anchor=(.3,1), ncols=2)
         for i,(name,o) in enumerate(self.similarity.groupby('measure', sort=False)):
             labels = ['none',*o.step]

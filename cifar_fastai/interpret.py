@@ -44,11 +44,12 @@ class MultiCrop(nn.Module):
         return (logits+self.model(x.flip(-1)))/4 + shifted/8
 
     def forward(self, x):
-        logits,x = self.model(x),x.as_subclass(Tensor)
+        logits = self.model(x)
+        x = x.as_subclass(Tensor)
         if self.tta_threshold>=1: return self._average(x, logits)
-        uncertain = logits.float().softmax(1).amax(1)<self.tta_threshold
-        if uncertain.any(): logits[uncertain] = self._average(x[uncertain], logits[uncertain])
-        return logits
+        uncertain = (logits.float().softmax(1).amax(1)<self.tta_threshold).nonzero()[:,0]
+        if not len(uncertain): return logits
+        return logits.index_copy(0, uncertain, self._average(x[uncertain], logits[uncertain]).to(logits.dtype))
 
 # %% ../nbs/15_interpret.ipynb #da974580
 def folder_dl(
@@ -211,7 +212,7 @@ def plot_misclassified(
     for ax in fig.subplots(rows, 5, squeeze=False).flat: ax.axis('off')
     for ax,o in zip(fig.axes, shown.itertuples()):
         picture = Image.fromarray(read_image(o.file))
-        picture.thumbnail((256,256)) # the figure holds no full-size cifar_learn
+        picture.thumbnail((256,256)) # the figure holds no full-size photos
         ax.imshow(picture)
         ax.set_title(prediction_caption(o), fontsize=9, parse_math=False) # class names may contain a $
     return fig

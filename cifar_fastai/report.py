@@ -114,7 +114,7 @@ def corrupt_dl(
 def _check_learner(func, learn):
     "Raise `ValueError` unless `learn` is a `Learner`"
     if not isinstance(learn, Learner):
-        raise ValueError(f'{func}: expected a learner, which can predict further images; parsed {type(learn).__name__}')
+        raise ValueError(f'{func}: expected a learner, which can predict further images; got {type(learn).__name__}')
 
 def _evenly(length, n):
     "Return at most `n` evenly spaced indices"
