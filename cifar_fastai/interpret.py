@@ -36,24 +36,21 @@ class MultiCrop(nn.Module):
         super().__init__()
         self.model,self.shift,self.tta_threshold = model,shift,tta_threshold
 
-    def _with_mirror(self, x):
-        "Return the mean logits of images and their mirror images"
-        return (self.model(x)+self.model(x.flip(-1)))/2
+    def _average(self, x, logits):
+        "Return the mean logits of six views; `logits` are those of the images themselves"
+        h,w = x.shape[-2:]
+        padded = F.pad(x, [self.shift]*4, mode='reflect')
+        up_left,down_right = padded[...,:h,:w],padded[...,-h:,-w:]
+        shifted = sum(self.model(o)+self.model(o.flip(-1)) for o in (up_left,down_right))
+        return (logits+self.model(x.flip(-1)))/4 + shifted/8
 
     def forward(self, x):
-        logits,s = self.model(x),self.shift
-        selected = slice(None)
-        if self.tta_threshold<1:
-            selected = (logits.float().softmax(1).amax(1)<self.tta_threshold).nonzero()[:,0]
-        x = x[selected].as_subclass(Tensor)
-        if not len(x): return logits
-        h,w = x.shape[-2:]
-        padded = F.pad(x, (s,s,s,s), mode='reflect')
-        centre = (logits[selected]+self.model(x.flip(-1)))/2
-        shifted = (self._with_mirror(padded[...,:h,:w])+self._with_mirror(padded[...,2*s:,2*s:]))/2
-        res = (centre+shifted)/2
-        if self.tta_threshold>=1: return res
-        return logits.index_copy(0, selected, res.to(logits.dtype))
+        logits = self.model(x)
+        x = x.as_subclass(Tensor)
+        if self.tta_threshold>=1: return self._average(x, logits)
+        uncertain = (logits.float().softmax(1).amax(1)<self.tta_threshold).nonzero()[:,0]
+        if not len(uncertain): return logits
+        return logits.index_copy(0, uncertain, self._average(x[uncertain], logits[uncertain]).to(logits.dtype))
 
 # %% ../nbs/15_interpret.ipynb #da974580
 def folder_dl(
@@ -118,22 +115,17 @@ def predictions_table(
     return pd.DataFrame(dict(columns, probs=list(probs)), index=index)
 
 # %% ../nbs/15_interpret.ipynb #d2216a28
-_softmax_losses = nn.CrossEntropyLoss,nn.NLLLoss,F.cross_entropy,F.nll_loss
-_multi_label_losses = nn.BCEWithLogitsLoss,nn.BCELoss,F.binary_cross_entropy_with_logits,F.binary_cross_entropy
-
-def _is_any(loss, kinds):
-    "Is `loss` one of several functions, or an instance of one of several classes?"
-    return any(isinstance(loss, o) if isinstance(o, type) else loss is o for o in kinds)
-
 def _loss_name(loss): return getattr(loss, '__name__', type(loss).__name__)
 
 def _activation(loss):
     "Return the function from outputs to probabilities; fastai knows it only for its own losses"
     inner = loss.func if isinstance(loss, (partial,BaseLoss)) else loss
-    if _is_any(inner, _multi_label_losses):
+    binary = F.binary_cross_entropy,F.binary_cross_entropy_with_logits
+    if isinstance(inner, (nn.BCELoss,nn.BCEWithLogitsLoss)) or inner in binary:
         raise ValueError(f'predictions: {_loss_name(loss)} is for multi-label targets, which are unsupported; '
                          'use a loss over classes such as CrossEntropyLossFlat')
-    return partial(torch.softmax, dim=1) if _is_any(inner, _softmax_losses) else getcallable(loss, 'activation')
+    is_softmax = isinstance(inner, (nn.CrossEntropyLoss,nn.NLLLoss)) or inner in (F.cross_entropy,F.nll_loss)
+    return partial(torch.softmax, dim=1) if is_softmax else getcallable(loss, 'activation')
 
 def _has_reduction(loss):
     "Can `learn.get_preds(with_loss=True)` compute this loss for each image?"
@@ -176,8 +168,7 @@ def predictions(
                          'expected one class for each image')
     probs = to_np(probs)
     _check_probabilities(probs, loss)
-    targs_losses = [to_np(o) for o in rest] if labels else []
-    return predictions_table(dl.dataset.items, probs, learn.dls.vocab, *targs_losses)
+    return predictions_table(dl.dataset.items, probs, learn.dls.vocab, *map(to_np, rest if labels else []))
 
 def _labelled(func, learn, dl=None):
     "Return `predictions` of labelled images. Raise `ValueError` with the name of the function if they are unlabelled"
@@ -234,11 +225,7 @@ def confusion(
 ) -> pd.DataFrame: # Number of images: a row for each true class, a column for each predicted class
     "Return the confusion matrix over all classes of the learner, including those that do not occur"
     df = _labelled('confusion', learn, dl)
-    classes = df.true.cat.categories
-    k = len(classes)
-    pairs = k*df.true.cat.codes.astype(int)+df.predicted.cat.codes
-    counts = np.bincount(pairs, minlength=k*k).reshape(k, k)
-    return pd.DataFrame(counts, pd.Index(classes, name='true'), pd.Index(classes, name='predicted'))
+    return df.groupby(['true','predicted'], observed=False).size().unstack()
 
 # %% ../nbs/15_interpret.ipynb #ce6c1652
 def _text_color(rgba):
@@ -313,11 +300,10 @@ def class_maps(
         def maps(column): return cam(x, rows[column].cat.codes.tolist()).cpu().numpy()
         predicted = maps('predicted')
         true = maps('true') if 'true' in rows else predicted
-    res = []
-    for o,m,m_true in zip(rows.itertuples(), predicted, true):
+    def overlays(o, predicted, true):
         picture = np.asarray(Image.fromarray(read_image(o.file)).resize((w,h), Image.BILINEAR))
-        res.append((picture,overlay_map(picture, m),overlay_map(picture, m_true) if _is_wrong(o) else None))
-    return res
+        return picture,overlay_map(picture, predicted),overlay_map(picture, true) if _is_wrong(o) else None
+    return list(map(overlays, rows.itertuples(), predicted, true))
 
 def plot_maps(
     learn:Learner, # A trained learner
@@ -329,22 +315,21 @@ def plot_maps(
 ) -> plt.Figure: # Five images in a row, the maps below each
     "Plot images with their class activation maps for the predicted class and, for mistakes, the true class"
     rows = rows[:n]
-    found = class_maps(learn, rows, layer=layer, method=method, reshape=reshape)
-    if not found: return plt.figure(figsize=(8,.4)).suptitle('no images', fontsize=10).figure
-    lines = 2+any(o[2] is not None for o in found) # axes of an image, below each other
-    blocks = math.ceil(len(found)/5)
-    fig,axs = plt.subplots(lines*blocks, 5, figsize=(8,blocks*(1.4*lines+.5)), squeeze=False, layout='constrained')
+    maps = class_maps(learn, rows, layer=layer, method=method, reshape=reshape)
+    if not maps: return plt.figure(figsize=(8,.4)).suptitle('no images', fontsize=10).figure
+    labels = ['', 'map for the\npredicted class', 'map for the\ntrue class']
+    if all(true is None for *_,true in maps): labels.pop()
+    per_image,blocks = len(labels),math.ceil(len(maps)/5)
+    size = 8,blocks*(1.4*per_image+.5)
+    fig,axs = plt.subplots(per_image*blocks, 5, figsize=size, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
-    for i,(pictures,o) in enumerate(zip(found, rows.itertuples())):
-        column = axs[i//5*lines:,i%5]
+    for ax,label in zip(axs[:,0], labels*blocks):
+        ax.text(-.06, .5, label, transform=ax.transAxes, ha='right', va='center', fontsize=9)
+    for i,(pictures,o) in enumerate(zip(maps, rows.itertuples())):
+        column = axs[i//5*per_image:,i%5]
+        column[0].set_title(prediction_caption(o), fontsize=9, parse_math=False)
         for ax,picture in zip(column, pictures):
             if picture is not None: ax.imshow(picture)
-        column[0].set_title(prediction_caption(o), fontsize=9, parse_math=False)
-        if i%5: continue
-        for ax,label in zip(column[1:lines], ('predicted','true')):
-            text = f'map for the\n{label} class'
-            ax.text(-.06, .5, text, transform=ax.transAxes, ha='right', va='center', fontsize=9)
-    heat_colorbar(axs)
     return fig
 
 # %% ../nbs/15_interpret.ipynb #db41e349
@@ -357,11 +342,10 @@ def calibration_curve(
     df = _labelled('calibration_curve', learn, dl)
     if not len(df): raise ValueError('calibration_curve: the table has no rows; pass the predictions of some images')
     i = np.clip(np.ceil(df.p_predicted.values*bins)-1, 0, bins-1).astype(int)
-    columns = dict(images=1, confidence=df.p_predicted.values.astype(float), accuracy=(df.true==df.predicted).values)
-    res = pd.DataFrame(columns).groupby(i).agg(dict(images='sum', confidence='mean', accuracy='mean'))
-    res.insert(0, 'low', res.index/bins)
-    res.insert(1, 'high', (res.index+1)/bins)
-    return res.reset_index(drop=True)
+    right = df.true==df.predicted
+    columns = dict(low=i/bins, high=(i+1)/bins, images=1, confidence=df.p_predicted.astype(float), accuracy=right)
+    res = pd.DataFrame(columns).groupby(['low','high']).agg(dict(images='sum', confidence='mean', accuracy='mean'))
+    return res.reset_index()
 
 def _all_probs(df): return np.stack(df.probs).astype(float)
 
@@ -376,11 +360,12 @@ def calibration(
     classes, 0 to 2."""
     df = _labelled('calibration', learn, dl)
     curve = calibration_curve(df, bins=bins)
-    gap,weight = (curve.accuracy-curve.confidence).abs(),curve.images/len(df)
+    gap = (curve.accuracy-curve.confidence).abs()
     p_true = df.p_true.values.astype(float)
     brier = (_all_probs(df)**2).sum(1)-2*p_true+1
-    return pd.Series(dict(accuracy=(curve.accuracy*weight).sum(), confidence=(curve.confidence*weight).sum(),
-                          ece=(gap*weight).sum(), mce=gap.max(), brier=brier.mean(), nll=_nll(p_true).mean()))
+    return pd.Series(dict(accuracy=(df.true==df.predicted).mean(), confidence=df.p_predicted.astype(float).mean(),
+                          ece=np.average(gap, weights=curve.images), mce=gap.max(), brier=brier.mean(),
+                          nll=_nll(p_true).mean()))
 
 # %% ../nbs/15_interpret.ipynb #e16e73f8
 def plot_calibration(
@@ -395,16 +380,17 @@ def plot_calibration(
     fig,axs = plt.subplots(2, len(tables), figsize=(width,4.7), height_ratios=(3,1), sharex=True, sharey='row',
                            squeeze=False, layout='constrained')
     for (name,df),(top,below) in zip(tables.items(), axs.T):
-        curve,c = calibration_curve(df, bins=bins),calibration(df, bins=bins)
-        kw = dict(x=curve.low, width=1/bins, align='edge')
-        top.bar(height=curve.accuracy, color=okabe_ito[4], edgecolor='white', label='accuracy', **kw)
+        curve = calibration_curve(df, bins=bins)
+        scores = calibration(df, bins=bins)
+        bar = dict(x=curve.low, width=1/bins, align='edge')
+        top.bar(height=curve.accuracy, color=okabe_ito[4], edgecolor='white', label='accuracy', **bar)
         top.bar(height=curve.confidence-curve.accuracy, bottom=curve.accuracy, facecolor='none', edgecolor=okabe_ito[1],
-                hatch='////', label='gap to the mean confidence', **kw)
+                hatch='////', label='gap to the mean confidence', **bar)
         top.plot([0,1], [0,1], color='black', lw=1, ls='--', label='calibrated')
-        title = f'ECE {c.ece:.3f}, NLL {c.nll:.3f}'
+        title = f'ECE {scores.ece:.3f}, NLL {scores.nll:.3f}'
         top.set_title(f'{name}\n{title}' if name else title, fontsize=9, parse_math=False)
         top.set(xlim=(0,1), ylim=(0,1))
-        below.bar(height=curve.images/len(df), color='grey', edgecolor='white', **kw)
+        below.bar(height=curve.images/len(df), color='grey', edgecolor='white', **bar)
         below.set(xlabel='confidence', ylim=(0,1))
     axs[0,0].set_ylabel('accuracy')
     axs[1,0].set_ylabel('fraction of\nimages')
@@ -442,14 +428,15 @@ def fit_temperature(
     if (df.true==df.predicted).all():
         raise ValueError(f'fit_temperature: all of the {len(df):,} images are right, so higher confidence is always '
                          'better; fit on more images, some of them misclassified')
-    logits,lo,hi = _log(_all_probs(df)),1e-3,1e3
+    logits = _log(_all_probs(df))
     true = logits[np.arange(len(df)),df.true.cat.codes]
     def slope(b): # derivative of the negative log-likelihood, which is convex in the inverse temperature b
         return ((softmax(b*logits, 1)*logits).sum(1)-true).mean()
-    if slope(lo)>=0:
+    lowest,highest = 1e-3,1e3
+    if slope(lowest)>=0:
         raise ValueError('fit_temperature: the probabilities are no better than uniform ones on these images, '
                          'so no temperature calibrates them')
-    return 1/brentq(slope, lo, hi) if slope(hi)>0 else 1/hi
+    return 1/brentq(slope, lowest, highest) if slope(highest)>0 else 1/highest
 
 def with_temperature(
     learn:Learner, # A trained learner, or its `predictions`, to evaluate
@@ -461,10 +448,10 @@ def with_temperature(
     if common := _common(df.file, held_out.file):
         raise ValueError(f'with_temperature: the temperature would be fitted on {len(common):,} of the {len(df):,} '
                          'images that it is evaluated on; split them with `halves`')
-    classes = df.predicted.cat.categories
-    probs = softmax(_log(_all_probs(df))/fit_temperature(held_out), 1) if len(df) else np.empty((0,len(classes)))
+    if not len(df): return df
+    probs = softmax(_log(_all_probs(df))/fit_temperature(held_out), 1)
     targs = df.true.cat.codes.values if 'true' in df else None
-    return predictions_table(df.file, probs, classes, targs, index=df.index)
+    return predictions_table(df.file, probs, df.predicted.cat.categories, targs, index=df.index)
 
 # %% ../nbs/15_interpret.ipynb #68978241
 def find_label_issues(
@@ -478,11 +465,11 @@ def find_label_issues(
         raise ValueError('find_label_issues: expected at least two networks, trained from different seeds')
     first = tables[0]
     for i,o in enumerate(tables):
-        for k in ('file','true'):
-            if list(o[k])!=list(first[k]):
-                raise ValueError(f'find_label_issues: column {k!r} of table {i+1} differs from that of the first; pass '
-                                 'predictions of the same images with the same labels, in the same order')
+        if list(o.file)!=list(first.file) or list(o.true)!=list(first.true):
+            raise ValueError(f'find_label_issues: files or labels of table {i+1} differ from those of the first; pass '
+                             'predictions of the same images with the same labels, in the same order')
     predicted = np.array([o.predicted for o in tables])
-    p_predicted,p_true = np.min([o.p_predicted for o in tables], 0),np.max([o.p_true for o in tables], 0)
+    p_predicted = np.min([o.p_predicted for o in tables], 0)
+    p_true = np.max([o.p_true for o in tables], 0)
     df = first[['file','true','predicted']].assign(p_predicted=p_predicted, p_true=p_true)
     return misclassified(df[(predicted==predicted[0]).all(0)&(p_predicted>=p)])

@@ -22,78 +22,64 @@ __all__ = ['corruptions', 'add_noise', 'blur', 'scale_contrast', 'add_brightness
            'corrupt_dl', 'robustness', 'plot_robustness', 'data_uri', 'explain_page']
 
 # %% ../nbs/20_report.ipynb #371f66f1
-def _level(severity, levels):
-    "Return the parameter of a severity"
-    if severity not in range(1, len(levels)+1):
-        raise ValueError(f'severity={severity!r}: expected an integer from 1 to {len(levels)}')
-    return levels[severity-1]
+def _by_severity(*levels):
+    "Decorate a function of images, a parameter and a generator: it takes a severity instead of the parameter"
+    def decorate(f):
+        def corrupt(
+            x:Tensor, # Images [N, C, H, W] in 0..1
+            severity:int=3, # 1 to 5
+            g=None # `torch.Generator` on the CPU, for the same values on all devices; None uses the global one
+        ) -> Tensor: # Of the same shape
+            if severity not in range(1, len(levels)+1):
+                raise ValueError(f'severity={severity!r}: expected an integer from 1 to {len(levels)}')
+            return f(x, levels[severity-1], g)
+        for o in ('__name__','__qualname__','__doc__'): setattr(corrupt, o, getattr(f, o))
+        return corrupt
+    return decorate
 
-def add_noise(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # `torch.Generator` on the CPU, so that all devices get the same noise; None uses the global one
-) -> Tensor: # Of the same shape
+@_by_severity(.02,.04,.06,.08,.12)
+def add_noise(x, sd, g):
     "Add Gaussian noise. For the same generator state, only its scale depends on the severity"
-    noise = torch.randn(x.shape, generator=g).to(x.device)
-    return (x + _level(severity, (.02,.04,.06,.08,.12))*noise).clamp(0, 1)
+    return (x + sd*torch.randn(x.shape, generator=g).to(x.device)).clamp(0, 1)
 
-def blur(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
+@_by_severity(.4,.6,.8,1.,1.5)
+def blur(x, sigma, g):
     "Apply a Gaussian blur; the border is reflected"
-    sigma = _level(severity, (.4,.6,.8,1.,1.5))*min(x.shape[-2:])/32
+    sigma *= min(x.shape[-2:])/32
     return TF.gaussian_blur(x, 2*math.ceil(3*sigma)+1, sigma)
 
-def scale_contrast(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
+@_by_severity(.7,.5,.35,.2,.1)
+def scale_contrast(x, factor, g):
     "Reduce the contrast: move each value towards the mean of its image and channel"
-    return torch.lerp(x.mean((2,3), keepdim=True), x, _level(severity, (.7,.5,.35,.2,.1)))
+    return torch.lerp(x.mean((2,3), keepdim=True), x, factor)
 
-def add_brightness(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
+@_by_severity(.1,.2,.3,.4,.5)
+def add_brightness(x, amount, g):
     "Add a constant to each value"
-    return (x + _level(severity, (.1,.2,.3,.4,.5))).clamp(0, 1)
+    return (x+amount).clamp(0, 1)
 
-def compress_jpeg(
-    x:Tensor, # Images [N, C, H, W] in 0..1, with 1 or 3 channels
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
-    "Encode as JPEG and decode"
+@_by_severity(80,60,40,25,15)
+def compress_jpeg(x, quality, g):
+    "Encode as JPEG and decode; images have 1 or 3 channels"
     pixels = (x.detach()*255).round().byte().cpu()
-    return TF.jpeg(pixels, _level(severity, (80,60,40,25,15))).to(x)/255
+    return TF.jpeg(pixels, quality).to(x)/255
 
-def pixelate(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # Unused
-) -> Tensor: # Of the same shape
+@_by_severity(2,3,4,5,6)
+def pixelate(x, side, g):
     "Replace square blocks by their mean colour; those at the right and lower border may be cut off"
     h,w = x.shape[-2:]
-    side = max(1, round(_level(severity, (2,3,4,5,6))*min(h, w)/32))
+    side = max(1, round(side*min(h, w)/32))
     return F.interpolate(F.avg_pool2d(x, side, ceil_mode=True), scale_factor=side)[...,:h,:w]
 
-def occlude(
-    x:Tensor, # Images [N, C, H, W] in 0..1
-    severity:int=3, # 1 to 5
-    g=None # As for `add_noise`; squares of higher severity cover those of lower severity
-) -> Tensor: # Of the same shape
-    "Cover a grey rectangle at a random position, entirely inside the image"
-    share = _level(severity, (.25,.375,.5,.625,.75))
+@_by_severity(.25,.375,.5,.625,.75)
+def occlude(x, share, g):
+    "Cover a grey rectangle at a random position inside the image; that of a higher severity covers that of a lower one"
     h,w = x.shape[-2:]
     dh,dw = round(share*h),round(share*w)
     res = x.clone()
-    for i,(u,v) in enumerate(torch.rand(len(x), 2, generator=g).tolist()):
+    for image,(u,v) in zip(res, torch.rand(len(x), 2, generator=g).tolist()):
         top,left = int(u*(h-dh+1)),int(v*(w-dw+1))
-        res[i,:,top:top+dh,left:left+dw] = .5
+        image[:,top:top+dh,left:left+dw] = .5
     return res
 
 corruptions = dict(noise=add_noise, blur=blur, contrast=scale_contrast, brightness=add_brightness,
@@ -130,6 +116,10 @@ def _check_learner(func, learn):
     if not isinstance(learn, Learner):
         raise ValueError(f'{func}: expected a learner, which can predict further images; got {type(learn).__name__}')
 
+def _evenly(length, n):
+    "Return at most `n` evenly spaced indices"
+    return np.unique(np.linspace(0, length-1, n).round().astype(int))
+
 def robustness(
     learn:Learner, # A trained learner; a table returned by `robustness` is returned unchanged
     dl=None, # Labelled images: a loader or a folder; None is the validation set
@@ -145,20 +135,17 @@ def robustness(
     for k in kinds: look_up('corruption', k, corruptions)
     if not has_labels(dl): raise ValueError('robustness: these images have no labels, so their accuracy is undefined')
     items = dl.dataset.items
-    if n and n<len(items):
-        evenly = np.linspace(0, len(items)-1, n).round().astype(int)
-        dl = learn.dls.test_dl([items[i] for i in evenly], with_labels=True)
+    if n and n<len(items): dl = learn.dls.test_dl([items[i] for i in _evenly(len(items), n)], with_labels=True)
     def accuracy_on(dl):
         df = predictions(learn, dl)
         return (df.true==df.predicted).mean()
-    index,columns = pd.Index(kinds, name='corruption'),pd.Index(range(6), name='severity')
-    res = pd.DataFrame(index=index, columns=columns, dtype=float)
+    res = pd.DataFrame(index=kinds, columns=range(6), dtype=float)
     steps = [(k,s) for k in kinds for s in range(1, 6)]
     bar = progress_bar(steps) if hasattr(learn, 'progress') else steps
     with learn.no_bar():
         res[0] = accuracy_on(dl)
         for k,s in bar: res.loc[k,s] = accuracy_on(corrupt_dl(dl, k, s, seed))
-    return res
+    return res.rename_axis(index='corruption', columns='severity')
 
 def plot_robustness(
     learn, # A trained learner, or the table returned by `robustness`
@@ -201,8 +188,9 @@ def _picture(pixels, alt):
     return dict(src=data_uri(image.save), alt=alt, width=image.width, height=image.height)
 
 def _figure(o, pictures):
-    "Return a row of `predictions` with its pictures, pairs of pixels and alternative text, for the template"
-    return dict(pictures=[_picture(*p) for p in pictures], caption=prediction_caption(o), file=_file_name(o))
+    "Return a row of `predictions` with its pictures, a dict from alternative text to pixels, for the template"
+    pictures = [_picture(pixels, alt) for alt,pixels in pictures.items()]
+    return dict(pictures=pictures, caption=prediction_caption(o), file=_file_name(o))
 
 def _chart(fig):
     "Return a matplotlib figure as an image for the template, and close it"
@@ -214,19 +202,22 @@ def _chart(fig):
 def _mistakes(df, n):
     "Return misclassified images, confusion matrix, most confused pairs and scores of each class"
     wrong = misclassified(df)
-    figures = [_figure(o, [(read_image(o.file),f'{o.true}, taken for {o.predicted}')]) for o in wrong[:n].itertuples()]
+    def figure(o): return _figure(o, {f'{o.true}, taken for {o.predicted}': read_image(o.file)})
+    figures = list(map(figure, wrong[:n].itertuples()))
     pairs = most_confused(df)[:10].astype(dict(true=str, predicted=str))
     return dict(n=len(wrong), figures=figures, confusion=_chart(plot_confusion(df)),
                 pairs=pairs.set_index('true').rename_axis('true class'), classes=per_class(df))
 
 def _maps(learn, rows):
     "Return class activation maps of rows of `predictions`, or why there are none"
-    try: found = class_maps(learn, rows)
+    try: maps = class_maps(learn, rows)
     except ValueError as e: return dict(error=e)
     figures = []
-    for pictures,o in zip(found, rows.itertuples()):
-        titles = ('image',f'map for {o.predicted}',f'map for {getattr(o, "true", "")}')
-        figures.append(_figure(o, [(p,f'{t} of {_file_name(o)}') for p,t in zip(pictures, titles) if p is not None]))
+    for o,(picture,predicted,true) in zip(rows.itertuples(), maps):
+        name = _file_name(o)
+        pictures = {f'image of {name}': picture, f'map for {o.predicted} of {name}': predicted}
+        if true is not None: pictures[f'map for {o.true} of {name}'] = true
+        figures.append(_figure(o, pictures))
     return dict(error=None, figures=figures)
 
 def _calibration(df, seed):
@@ -252,18 +243,17 @@ def _robustness(learn, dl, n, seed):
 
 def _predicted(df):
     "Return the number of images by predicted class, and the first 200 predictions"
-    rows = df[:200]
-    names = pd.Index(map(_file_name, rows.itertuples()), name='file')
     counts = df.predicted.value_counts(sort=False).to_frame('images').rename_axis('class')
-    return dict(counts=counts, rows=pd.DataFrame(dict(predicted=rows.predicted.astype(str).values,
-                                                      probability=rows.p_predicted.values), names))
+    rows = df[:200].astype(dict(predicted=str)).rename(columns=dict(p_predicted='probability'))
+    rows.index = pd.Index(map(_file_name, rows.itertuples()), name='file')
+    return dict(counts=counts, rows=rows[['predicted','probability']])
 
-def _render(**context):
+def _render(sections):
     "Return the HTML of the template"
     env = Environment(loader=PackageLoader('cifar_fastai'), autoescape=True, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True)
     env.filters['number'] = _number
-    return env.get_template('report.html').render(context)
+    return env.get_template('report.html').render(sections)
 
 # %% ../nbs/20_report.ipynb #476e78be
 def explain_page(
@@ -286,22 +276,18 @@ def explain_page(
         raise ValueError('explain_page: `table` is not of the images of `dl`; pass their predictions in the same order')
     numbers = {'images': len(df), 'classes': len(df.predicted.cat.categories),
                'parameters': n_params(learn.model), 'mean confidence': df.p_predicted.mean()}
-    training = mistakes = scores = robust = predicted = None
+    sections = dict(title=title, about=about, numbers=numbers, has_labels='true' in df)
     if history is not None and len(history):
         fig = plot_history({'': history}, plt.figure(figsize=(11,3.2), layout='constrained'))
-        training = dict(epochs=len(history), curves=_chart(fig))
-    has_true = 'true' in df
-    if has_true:
+        sections['training'] = dict(epochs=len(history), curves=_chart(fig))
+    if 'true' in df:
         c = calibration(df)
         numbers.update({'accuracy': c.accuracy, 'misclassified': len(misclassified(df)),
                         'expected calibration error': c.ece, 'negative log-likelihood': c.nll, 'Brier score': c.brier})
-        mistakes,maps,scores = _mistakes(df, n),_maps(learn, top_losses(df)[:n]),_calibration(df, seed)
-        if n_robust: robust = _robustness(learn, dl, n_robust, seed)
-    else:
-        evenly = np.unique(np.linspace(0, len(df)-1, n).round().astype(int))
-        maps,predicted = _maps(learn, df.iloc[evenly]),_predicted(df)
-    html = _render(title=title, about=about, numbers=numbers, has_labels=has_true, training=training, mistakes=mistakes,
-                   maps=maps, calibration=scores, robustness=robust, predicted=predicted)
+        maps = _maps(learn, top_losses(df)[:n])
+        sections.update(mistakes=_mistakes(df, n), maps=maps, calibration=_calibration(df, seed))
+        if n_robust: sections['robustness'] = _robustness(learn, dl, n_robust, seed)
+    else: sections.update(maps=_maps(learn, df.iloc[_evenly(len(df), n)]), predicted=_predicted(df))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding='utf-8', errors='replace') # file names may not be valid Unicode
+    path.write_text(_render(sections), encoding='utf-8', errors='replace') # file names may not be valid Unicode
     return path
