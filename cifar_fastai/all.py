@@ -14,10 +14,12 @@ from .schedule import *
 from .cpu import *
 from .precision import *
 from .recipe import *
+from .heatmap import *
 from .placement import *
 from .gradcam import *
 from .overlay import *
 from .interpret import *
+from .cam_report import cam_report,which_layer
 from .checkpoint import *
 from .tensorboard import *
 from .run import *

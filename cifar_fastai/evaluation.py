@@ -72,7 +72,7 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
     recipe,data,bs,epochs,n,steps,warmup = [defaults[k] if v is None else v for k,v in given.items()]
     precision = 'fp32' if fp32 else None
     r = changed_recipe(recipe, bs=bs, epochs=epochs, seed=seed, precision=precision, compile=compile or None)
-    if quick and r.opt=='sgd': r = with_lr(r, r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs)
+    if quick and r.opt=='sgd': r = r.with_lr(r.schedule.lrs(r.epochs,10).max()*r.bs/recipes[recipe].bs)
     device = str(device) if alone else device.type # of several processes, each has a GPU of its own
     interleaved,trained = _baselines(baselines, device, speed_only)
     if csv:

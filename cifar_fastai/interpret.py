@@ -14,6 +14,7 @@ from .codec import ImageError,image_files
 from .core import *
 from .data import *
 from .gradcam import *
+from .heatmap import overlay_map
 from .overlay import *
 
 # %% auto #0
@@ -330,6 +331,7 @@ def plot_maps(
         column[0].set_title(prediction_caption(o), fontsize=9, parse_math=False)
         for ax,picture in zip(column, pictures):
             if picture is not None: ax.imshow(picture)
+    heat_colorbar(axs)
     return fig
 
 # %% ../nbs/15_interpret.ipynb #db41e349

@@ -244,11 +244,11 @@ class BiasNorm(nn.BatchNorm2d):
         self.weight.requires_grad = False
 
 class _ConvGroup(nn.Module):
-    "3x3 convolution, max pooling, norm and activation; then once or twice convolution, norm and activation"
+    "3x3 convolution, max pooling, norm and activation; then convolution, norm and activation, `depth-1` times"
     def __init__(self,
         ni:int, # Input channels
         nf:int, # Output channels
-        depth:int=2, # Number of convolutions, 2 or 3; with 3, a residual connection around the last two
+        depth:int=2, # Number of convolutions, 1 to 3; with 3, a residual connection around the last two
         act=nn.GELU # Activation
     ):
         super().__init__()
@@ -257,10 +257,12 @@ class _ConvGroup(nn.Module):
         self.rest = nn.ModuleList([nn.Sequential(conv(nf), BiasNorm(nf)) for _ in range(depth-1)])
 
     def forward(self, x):
-        x = y = self.act(self.first(x))
-        for block in self.rest[:-1]: y = self.act(block(y))
-        y = self.rest[-1](y)
-        return self.act(x+y if len(self.rest)>1 else y)
+        x = start = self.act(self.first(x))
+        for block in self.rest:
+            x = block(x)
+            if len(self.rest)>1 and block is self.rest[-1]: x = x+start
+            x = self.act(x)
+        return x
 
 @register_model
 def speednet(
