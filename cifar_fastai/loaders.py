@@ -29,20 +29,20 @@ class SeededDL(TfmdDL):
         super().__init__(dataset, bs=bs, **kwargs) # draws a seed for an order that is not used
         random.setstate(state)
         self.seed = int(torch.randint(2**31, ()) if seed is None else seed)
-        self.epoch = self.now = self._looks = 0
+        self.epoch = self.current_epoch = self._looks = 0
 
     def before_iter(self):
         super().before_iter()
-        self.now = self.epoch
+        self.current_epoch = self.epoch
         split_idx = getattr(self.dataset, 'split_idx', None)
         for tfm in [*self.after_item.fs, *self.after_batch.fs]: # the loaders of a `DataLoaders` share transforms
             runs_here = getattr(tfm, 'split_idx', None) in (None,split_idx)
-            if runs_here and hasattr(tfm, 'start_epoch'): tfm.start_epoch(self.now, self.n)
+            if runs_here and hasattr(tfm, 'start_epoch'): tfm.start_epoch(self.current_epoch, self.n)
         if self.shuffle: self.epoch += 1
 
     def get_idxs(self) -> Tensor: # int64 [n]
         "Return the indices of this rank's images, in the order of the epoch"
-        g = torch.Generator().manual_seed(derive_seed(self.seed, self.now))
+        g = torch.Generator().manual_seed(derive_seed(self.seed, self.current_epoch))
         idxs = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
         if self.world_size==1: return idxs
         bs = self.bs*self.world_size
@@ -162,7 +162,7 @@ class ResidentDL(SeededDL):
 # %% ../nbs/04_loaders.ipynb #218ac461
 def stratified_split(
     labels, # Label of each item
-    share:float, # Fraction to hold out, above 0 and below 1
+    fraction:float, # Fraction to hold out, above 0 and below 1
     seed:int=0 # The same seed holds out the same items
 ) -> tuple: # Sorted indices of the items that are kept, and of those held out
     "Hold out the same fraction of each class, at least one item, never all. Raise `DataError` if a class has one item"
@@ -170,7 +170,7 @@ def stratified_split(
     for i,c in enumerate(np.unique(labels)):
         idx = np.where(labels==c)[0]
         if len(idx)<2: raise DataError(f'class {str(c)!r} has one image, none can be held out; add images')
-        n = min(max(1, round(share*len(idx))), len(idx)-1)
+        n = min(max(1, round(fraction*len(idx))), len(idx)-1)
         held += np.random.default_rng(derive_seed(seed,i)).permutation(idx)[:n].tolist()
     return sorted(set(range(len(labels)))-set(held)),sorted(held)
 
