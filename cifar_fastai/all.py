@@ -10,6 +10,7 @@ from .models import *
 from .networks import *
 from .optim import *
 from .callbacks import *
+from .speedup import *
 from .schedule import *
 from .cpu import *
 from .precision import *

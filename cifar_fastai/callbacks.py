@@ -11,14 +11,12 @@ from contextlib import ExitStack,contextmanager,nullcontext
 from types import SimpleNamespace
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.schedule import ParamScheduler
 from .core import *
 from .models import *
 
 # %% auto #0
 __all__ = ['restore_attrs', 'restore_rng', 'FitCallback', 'History', 'plot_history', 'L1Penalty', 'NonFiniteLossError',
-           'TerminateOnNonFinite', 'DeferredMetrics', 'FastEvents', 'Whiten', 'progressive_side', 'resize_batch',
-           'ProgressiveResize', 'WeightAverage']
+           'TerminateOnNonFinite', 'DeferredMetrics', 'FastEvents']
 
 # %% ../nbs/10_callbacks.ipynb #cbf7601f
 @contextmanager
@@ -397,119 +395,3 @@ class FastEvents(FitCallback):
         return own_call or event_name in ('before_fit','after_fit') or hasattr(cb, event_name)
 
     def cleanup(self): vars(self.learn).pop('_call_one', None)
-
-# %% ../nbs/10_callbacks.ipynb #6eb6b85f
-class Whiten(FitCallback):
-    "Compute the whitening layer `model.whiten` from training images. Anneal the steps of its bias to 0, then freeze it"
-    order,run_valid,during = ParamScheduler.order+1,False,('fit','range_test')
-    def __init__(self,
-        epochs:float=3., # Epochs until the bias is frozen
-        n:int=5000 # Number of training images to compute the filters from, drawn at random
-    ):
-        store_attr()
-        self.done = self.frozen = False
-
-    def _sample(self):
-        "Return a sample [n, C, H, W] of training images without augmentation, drawn by the seed of the loader"
-        dl = self.dls.train.new(shuffle=False, drop_last=False)
-        g = torch.Generator().manual_seed(getattr(dl, 'seed', 0))
-        idxs = torch.randperm(dl.n, generator=g)[:self.n].sort().values
-        dl.get_idxs = lambda: idxs.tolist()
-        with self.dls.train_ds.set_split_idx(1): return torch.cat([b[0].as_subclass(Tensor) for b in dl])
-
-    def before_train(self):
-        if self.done: return
-        self.done = not self.in_range_test
-        model = get_model(self.learn.model)
-        set_whitening(model, self._sample())
-        # the signs of eigenvectors may differ between processes
-        if hasattr(self.learn, 'distributed'): torch.distributed.broadcast(model.whiten.weight.data, 0)
-
-    def before_step(self):
-        bias = get_model(self.learn.model).whiten.bias
-        done = 0. if self.in_range_test else (self.epoch*self.n_iter+self.iter)/(self.epochs*self.n_iter)
-        self.frozen = self.frozen or done>=1
-        self._before = None if self.frozen else (bias, bias.detach().clone(), done)
-        if self.frozen: bias.grad = None # so that no optimizer moves it
-
-    def after_step(self):
-        if self._before is None: return
-        bias,before,done = self._before
-        bias.data.lerp_(before, done)
-
-    def state_dict(self): return dict(done=self.done, frozen=self.frozen)
-    def load_state_dict(self, state): self.done,self.frozen = state['done'],state.get('frozen', False)
-
-# %% ../nbs/10_callbacks.ipynb #4f91a5bd
-def progressive_side(
-    done:float, # Fraction of the training that is done, from 0 to 1
-    size:int, # Full side, in pixels
-    start:float=.625, # Side at the start, as a fraction of the full side
-    until:float=.6 # Fraction of the training after which images have full size
-) -> int: # In pixels
-    """Return the side of images in progressive resizing (J. Howard, fast.ai, DAWNBench 2018), which grows by eighths
-
-    Raise `ValueError` if `start` or `until` is out of range."""
-    if not (0<start<=1 and 0<until<=1):
-        raise ValueError(f'progressive resizing: start={start}, until={until}, expected values above 0, at most 1')
-    if done>=until: return size
-    n_sizes = math.ceil(8*(1-start)-1e-9) # below the full side
-    return round(size*min(1., start+math.floor(n_sizes*done/until+1e-9)/8))
-
-def resize_batch(
-    x:Tensor, # Images [N, C, H, W]
-    side:int # New side, in pixels
-) -> Tensor: # Images [N, C, side, side]; `x` itself if it has this size
-    "Resize a batch by bilinear interpolation with antialiasing"
-    return x if x.shape[-2:]==(side,side) else F.interpolate(x, size=(side,side), mode='bilinear', antialias=True)
-
-class ProgressiveResize(FitCallback):
-    "Train on small images first, see `progressive_side`. Validation and range tests use the full size"
-    order,run_valid = MixedPrecision.order-1,False
-    def __init__(self,
-        start:float=.625, # Side at the start, as a fraction of the full side
-        until:float=.6 # Fraction of the training after which images have full size
-    ):
-        progressive_side(0, 32, start, until)
-        store_attr()
-
-    def before_batch(self):
-        x,*rest = self.xb
-        side = progressive_side((self.epoch+self.iter/self.n_iter)/self.n_epoch, x.shape[-1], self.start, self.until)
-        self.learn.xb = (resize_batch(x, side),*rest)
-
-# %% ../nbs/10_callbacks.ipynb #8474d439
-class WeightAverage(FitCallback):
-    """Average weights and batch norm statistics over the last steps of a fit, as the CIFAR-10 speed records do
-
-    The model has the average from the end of the last epoch's training on; an interrupted fit keeps its own weights."""
-    order,run_valid = 90,False
-    def __init__(self,
-        start:float=.9, # Fraction of the training at which the average starts
-        decay:float=.7, # Weight of the past at each update
-        every:int=4 # Steps between updates; the last step is one of them
-    ):
-        if not (0<=start<1 and 0<=decay<1 and every>=1):
-            raise ValueError(f'WeightAverage: start={start}, decay={decay}, every={every}, '
-                             'expected start and decay from 0 to below 1, every at least 1')
-        store_attr()
-
-    def before_fit(self): self.average = None
-
-    def _tensors(self):
-        state = get_model(self.learn.model).state_dict().values()
-        return [o for o in state if o.is_floating_point()]
-
-    def after_batch(self):
-        total = self.n_epoch*self.n_iter
-        left = total-(self.epoch*self.n_iter+self.iter+1)
-        if left>(1-self.start)*total or left%self.every: return
-        if self.average is None: self.average = [o.clone() for o in self._tensors()]
-        else: torch._foreach_lerp_(self.average, self._tensors(), 1-self.decay)
-
-    def after_train(self):
-        if self.average is None or self.epoch<self.n_epoch-1: return
-        torch._foreach_copy_(self._tensors(), self.average)
-
-    def state_dict(self): return dict(average=self.average)
-    def load_state_dict(self, state): self.average = state['average']

@@ -88,7 +88,8 @@ def stage_splitter(
 
     Raise `ValueError` for a network without a convolution."""
     conv = first(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    if conv is None: raise ValueError(f'stage_splitter: {type(model).__name__} has no convolution. Use trainable_params')
+    if conv is None:
+        raise ValueError(f'stage_splitter: {type(model).__name__} has no convolution. Use trainable_params')
     blocks = [m for m in _blocks(model) if trainable_params(m)]
     sides = dict.fromkeys(blocks, 1) # the head has no map
     def look(m, inp, out):

@@ -8,7 +8,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 colab = 'https://colab.research.google.com/github/cifar-fastai/cifar_fastai/blob/main/nbs/{}'
 max_columns,max_cell,max_asserts,max_module,max_bytes = 120,15,2,500,1_000_000
-no_figure = {'00_core.ipynb','35_evaluation.ipynb','index.ipynb','protocol.ipynb'}
+no_figure = {'00_core.ipynb','30_hub.ipynb','36_evaluation.ipynb','index.ipynb','protocol.ipynb'}
 words = [ # the field has terms for these; they must not come back
     'anew','shall','that is none','is no number','no numbers','goes? by','went astray','go(?:es)? astray','says? so',
     'saying so','is whole','there is none','at once and for all','by itself','what cannot be','peers','chance',
