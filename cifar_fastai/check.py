@@ -1,4 +1,4 @@
-"""`check_folder`: what a folder of images holds, and what would make a training fail or its accuracy misleading
+"""`check_folder`: what a folder of images holds, and what would make training fail or its accuracy misleading
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/check.html.md"""
 
@@ -123,7 +123,7 @@ def check_folder(
     valid:str|float='test', # As for `image_dls`: 'test', 'valid', 'val', or the fraction of training images to hold out
     few:int=10, # Warn of classes with fewer training images
     max_bits:int=3 # Near duplicates: maximum number of different bits of the `difference_hash`
-) -> FolderCheck: # `errors` make a training fail, `warnings` make its result questionable
+) -> FolderCheck: # `errors` make training fail, `warnings` make its result questionable
     "Decode the images of a folder and summarize what it holds and what is wrong. Write nothing"
     if isinstance(valid, str): look_up('valid', valid, ('test','valid','val'))
     res = FolderCheck()

@@ -1,4 +1,4 @@
-"""Interrupted trainings resume, bit-identical on the CPU: a callback for any fastai learner
+"""Resume interrupted training, bit-identically on the CPU: a callback for any fastai learner
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 
@@ -181,7 +181,7 @@ def lock_folder(
 
 # %% ../nbs/23_checkpoint.ipynb #ef387efb
 class Checkpoints(FitCallback):
-    "Save checkpoints during a fit; with `resume`, continue from one, bit-identical on the CPU"
+    "Save checkpoints during a fit; with `resume`, continue from one, bit-identically on the CPU"
     order,run_valid = 1000,False # after the other callbacks: what they do after an epoch belongs to its checkpoint
     def __init__(self,
         folder, # Folder of the checkpoints of this training

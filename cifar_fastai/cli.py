@@ -170,6 +170,7 @@ def cifar_eval(
     tta:store_true=False, # Test-time augmentation: six views of each image
     csv:str=None, # CSV file for the predictions, a row for each image
     device:str='cpu', # cuda, cpu or mps; not for a file
+    fp32:store_true=False, # Evaluate in fp32 even where mixed precision would be faster
 ):
     "Evaluate a model on labelled images: accuracy, calibration, accuracy by class"
     call('evaluation.evaluate', locals())

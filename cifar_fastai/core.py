@@ -103,8 +103,10 @@ def flush_to_disk(
 ):
     "Flush a file or folder to disk"
     is_folder = os.path.isdir(path)
-    if is_folder and os.name=='nt': return # Windows cannot open folders
-    fd = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR) # Windows flushes only what is open for writing
+    try: fd = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR) # Windows flushes only what is open for writing
+    except PermissionError:
+        if is_folder: return # Windows cannot open folders
+        raise
     try: os.fsync(fd)
     finally: os.close(fd)
 

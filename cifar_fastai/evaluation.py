@@ -210,15 +210,16 @@ def _read_files(files, predictor, messages):
         else: kept.append(i)
     return kept,pixels
 
-def evaluate(model, data, part, tta, csv, device):
+def evaluate(model, data, part, tta, csv, device, fp32):
     "Evaluate a model, see `cifar_eval`"
     check_device(device)
     if csv: check_writable('csv', csv)
-    predictor,unreadable,kept,probs = load_predictor(model, device=device),[],[],[]
+    predictor,unreadable,kept,probs = load_predictor(model, device=device, half=not fp32),[],[],[]
     if not data: data = _test_images(model) if isinstance(predictor, TorchPredictor) else 'cifar10'
     files,targs = labelled_files(data, part, predictor.classes)
     print(f'{predictor.name}: {len(files):,} images, {len(predictor.classes)} classes', flush=True)
-    for i in range(0, len(files), 1000): # memory does not grow with the number of images
+    starts = range(0, len(files), 1000) # memory does not grow with the number of images
+    for i in progress_bar(starts, leave=False) if sys.stdout.isatty() else starts:
         idxs,pixels = _read_files(files[i:i+1000], predictor, unreadable)
         if idxs: probs.append(predictor(pixels, tta))
         kept += [i+o for o in idxs]

@@ -59,12 +59,12 @@ def _model_input(o):
     raise ValueError(f'{type(o).__name__}: expected a learner with normalised images and classes, as from image_dls, '
                      'or a model from load_model')
 
-def _valid_images(recipe): # for the model card
+def _describe_valid(recipe): # for the model card
     return 'the test images' if recipe['valid']=='test' else f'{recipe["valid"]:.0%} of the training images, held out'
 
 def _describe(name, recipe, taken, data, rows):
     "Return what is known about a trained model, with the validation accuracy of the last epoch"
-    images = _valid_images(recipe)
+    images = _describe_valid(recipe)
     results = {f'accuracy on {images}': o['valid_accuracy'] for o in rows[-1:] if 'valid_accuracy' in o}
     return dict(name=name, model=recipe['model'], model_args=recipe['model_args'], **taken, data=data, recipe=recipe,
                 results=results)
@@ -84,7 +84,7 @@ def _valid_rejection(learn, model, accept):
     return fit_rejection(logits.numpy(), accept)
 
 def _shadows_fastai(f):
-    "Decorate a function that shadows one of fastai, so that the error for fastai's arguments names fastai's function"
+    "Decorate a function named like one of fastai's: if it is called with fastai's arguments, the error names fastai's function"
     @wraps(f)
     def inner(*args, **kwargs):
         try:
@@ -96,7 +96,7 @@ def _shadows_fastai(f):
         return f(*args, **kwargs)
     return inner
 
-_format = 1 # of the folder
+_format = 1 # version of the layout of a saved folder
 
 @_shadows_fastai
 def save_model(
@@ -121,7 +121,7 @@ def save_model(
         if v.is_floating_point() and not v.isfinite().all():
             raise ValueError(f'save_model: {k} has non-finite values. Train again with a lower learning rate')
     if is_learner and accept is not None:
-        info['rejection'] = dict(_valid_rejection(learn, model, accept), images=_valid_images(info['recipe']))
+        info['rejection'] = dict(_valid_rejection(learn, model, accept), images=_describe_valid(info['recipe']))
     if half:
         for p in model.parameters():
             if p.ndim>1: p.data = p.data.half()

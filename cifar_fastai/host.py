@@ -45,7 +45,7 @@ class CountOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
     @property
     def reads(self) -> int:
-        "Number of operations that wait for a value from the device, had it been computed there"
+        "Number of operations that would wait for the device if the tensors were on one"
         return self._cpu_calls.n+sum(self.operations[o] for o in ('_local_scalar_dense','equal','nonzero'))
 
 # %% ../nbs/33_host.ipynb #517c6800
@@ -59,7 +59,7 @@ class _Stub(torch.autograd.Function):
     def backward(ctx, grad): return None,None,*map(torch.zeros_like, ctx.saved_tensors)
 
 def stub_forward(
-    model:nn.Module, # Network, which keeps its modules; its weights are spoilt
+    model:nn.Module, # Network; its parameters are truncated in place
     n_out:int # Number of logits
 ) -> nn.Module: # The same network
     """Replace the forward pass by a single operation, and all gradients by zeros
@@ -93,7 +93,7 @@ def _learner_steps(recipe, dls):
     return run
 
 def _bare_steps(recipe, dls):
-    "As `_learner_steps`, by a bare loop"
+    "Like `_learner_steps`, with a bare loop"
     loop = BareLoop(recipe, dls)
     stub_forward(loop.model, dls.c)
     def run(context, steps, warmup):

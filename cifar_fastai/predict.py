@@ -53,7 +53,7 @@ def softmax_score(
 rejection_scores = dict(energy=energy_score, softmax=softmax_score) # by name
 
 def fit_rejection(
-    logits:np.ndarray, # Of images like those to accept, better not trained on, [N, n_classes]
+    logits:np.ndarray, # Of images that should be accepted, preferably not used in training, [N, n_classes]
     accept:float=.95, # Fraction of these images to accept
     score:str='energy', # Name in `rejection_scores`
     temperature:float=1. # Of the score
@@ -101,14 +101,14 @@ class Predictor:
         ort, = onnx_packages('Predictor', ['onnxruntime'])
         path = Path(path).expanduser()
         self.path = path/'model.onnx' if path.is_dir() else path
-        if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. Write one by `to_onnx`')
+        if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. Write one with `to_onnx`')
         options = ort.SessionOptions()
         options.log_severity_level = 3
         providers = [o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()]
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
-        except Exception as e: raise PredictError(f'{path}: not a readable ONNX file ({type(e).__name__})') from None
+        except Exception as e: raise PredictError(f'{path}: not a readable ONNX file ({type(e).__name__}). Write it again with `to_onnx`') from None
         metadata = self.session.get_modelmeta().custom_metadata_map
-        if 'classes' not in metadata: raise PredictError(f'{path}: no class names in it. Write it by `to_onnx`')
+        if 'classes' not in metadata: raise PredictError(f'{path}: no class names in it. Write it with `to_onnx`')
         self.classes,self.size,self.name = json.loads(metadata['classes']),int(metadata['size']),metadata.get('name','')
         self.logits = metadata.get('output')=='logits'
         self.rejection = json.loads(metadata.get('rejection', 'null'))
@@ -126,7 +126,7 @@ class Predictor:
         return res
 
     def _run(self, batch):
-        "Return the logits of a batch; of a file with probabilities but no energies, up to a constant for each image"
+        "Return the logits of a batch, up to a constant for each image if the file returns probabilities without the energy"
         out,*energy = self.session.run([o for o in self.outputs if o!='maps'], self.inputs(batch))
         return out if self.logits else np.log(np.maximum(out, 1e-30))+sum(energy)
 
@@ -142,7 +142,7 @@ class Predictor:
 
     def read(self,
         image # As for `pixels`
-    ) -> np.ndarray: # uint8 RGB, [size, size, 3]; of an array or tensor [H, W, 3], which the model resizes
+    ) -> np.ndarray: # uint8 RGB, [size, size, 3]; arrays and tensors keep their size [H, W, 3], as the model resizes them
         "Decode an image. Files and Pillow images are resized while they are read, as in training"
         in_memory = isinstance(image, np.ndarray) or hasattr(image, 'detach')
         return pixels(image, None if in_memory else self.size)
@@ -185,7 +185,7 @@ class Predictor:
         return (res.probs,res.maps) if cam else res.probs
 
     def _check_maps(self):
-        if not self.layers: raise PredictError(f'{self.name}: this model has no maps. Export it with `cam=True`')
+        if not self.layers: raise PredictError(f'{self.name}: this model has no maps. Export it with `cam=True`, or use a network with a feature map')
 
     def class_index(self,
         target # Name or number of a class, or None
@@ -231,7 +231,7 @@ def compare_predictors(
     bs:int=256, # Batch size
     rounds:int=3, # Number of timings of each predictor, interleaved; 0: the throughput is NaN
     tta:bool=False # Use test-time augmentation?
-) -> "pd.DataFrame": # A row for each, with the columns described above
+) -> "pd.DataFrame": # A row for each, accuracy, same (fraction of equal predictions), difference, images_s, mb
     "Compare the accuracy, agreement, throughput and size of predictors. Needs pandas"
     import pandas as pd
     reader = next(iter(predictors.values()))

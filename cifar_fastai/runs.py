@@ -67,7 +67,7 @@ def train_runs(
             before(each, learn, run)
             try: run.record(learn, each.fit, tensorboard, checkpoints)
             except Exception as e:
-                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # not on all ranks
+                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # only this rank failed, so the others would wait for it
                 print(f'{run.path.name} failed: {error_text(e)}')
                 if run.checkpoints(): print(f'To resume: {run.resume_command}')
             yield run
@@ -156,7 +156,7 @@ def paired_comparison(
     """Compare the final accuracies of recipes trained with the same seeds, by a paired t-test
 
     `low` and `high` are the 95 % confidence interval, and `n_needed` is the number of seeds with which a test would
-    find the difference with a power of 0.8, NaN for a difference of 0. Pairs of recipes with fewer than two seeds in
+    find the difference with a power of 0.8, NaN if there is none or over 10,000 seeds are needed. Pairs of recipes with fewer than two seeds in
     common are left out."""
     finals = {}
     for nm,group in by_recipe(runs).items():
@@ -223,7 +223,7 @@ def resume(
     before=noop, # Called with recipe, learner and run before the training
     **kwargs # Further arguments of `image_dls`, such as device
 ) -> Learner: # At the end of the training
-    """Resume a run from a checkpoint and train it to its end, bit-identical on the CPU
+    """Resume a run from a checkpoint and train it to its end, bit-identically on the CPU
 
     Raise `ValueError` if the run cannot be resumed, and `CheckpointError` if the checkpoint is missing or corrupt."""
     run = Run(path)
@@ -237,7 +237,8 @@ def resume(
     if not images: raise ValueError(f'{run.path}: run.json lacks the path of the images; set `data` to it')
     with nullcontext() if rank_distrib() else run.lock():
         start = find_checkpoint(run.path/'checkpoints', checkpoint, run.resume_command)[0]
-        parts,kwargs = _parts(info),{**info.get('dls', {}), **kwargs}
+        size = dict(size=info['input']['size']) if info.get('input') else {}
+        parts,kwargs = _parts(info),{**size, **info.get('dls', {}), **kwargs}
         if isinstance(kwargs.get('policy'), dict): kwargs['policy'] = Policy(**kwargs['policy'])
         dls = parts[0].dls(images, **kwargs)
         parts = _extend(run.path, parts, epochs, then, len(dls.train))

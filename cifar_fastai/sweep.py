@@ -55,7 +55,7 @@ def parse_grid(
 
 # %% ../nbs/27_sweep.ipynb #601a4f13
 def _settings(r):
-    "Return what a recipe can be varied by, as strings and numbers"
+    "Return the settings of a recipe that a sweep can vary, as strings and numbers"
     settings = {k: v for k,v in r.to_dict().items() if k not in ('name','source','seed','reference_accuracy')}
     settings |= settings.pop('policy')
     schedule = settings.pop('schedule')
@@ -66,13 +66,15 @@ def _settings(r):
 def sweep_table(
     runs # `Run`s, or their folders
 ) -> pd.DataFrame: # A row for each recipe: the settings that differ, n, accuracy, sd; the best first
-    "Return the validation accuracy of the last epoch, mean and standard deviation over seeds, of finished runs"
+    "Return the validation accuracy of finished runs in the last epoch. Raise `ValueError` if there are none"
     runs = [o for o in map(Run, runs) if o.info['state']=='done']
+    if not runs: raise ValueError('sweep_table: no run is finished; train the recipes with train_runs, or resume their runs')
     rows = [dict(_settings(Recipe.from_dict(o.info['recipe'])), accuracy=o.history().valid_accuracy.iloc[-1])
             for o in runs]
     df = pd.DataFrame(rows)
     varied = [o for o in df.columns[:-1] if df[o].nunique()>1]
-    res = df.groupby(varied or (lambda i: 0)).accuracy.agg(n='count', accuracy='mean', sd='std').reset_index()
+    groups = df.groupby(varied) if varied else df.groupby(lambda i: 0)
+    res = groups.accuracy.agg(n='count', accuracy='mean', sd='std').reset_index()
     return res[[*varied,'n','accuracy','sd']].sort_values('accuracy', ascending=False, ignore_index=True)
 
 # %% ../nbs/27_sweep.ipynb #0d3f5a08
