@@ -394,4 +394,6 @@ class FastEvents(FitCallback):
         own_call = type(cb).__call__ not in (Callback.__call__,FitCallback.__call__)
         return own_call or event_name in ('before_fit','after_fit') or hasattr(cb, event_name)
 
-    def cleanup(self): vars(self.learn).pop('_call_one', None)
+    def cleanup(self):
+        vars(self.learn).pop('_call_one', None)
+        self._listeners,self._known = {},None # the learner can be exported without the callbacks of this fit

@@ -119,4 +119,5 @@ def cifar_predict(
     except BrokenPipeError: # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains at exit
         raise SystemExit(1) from None
+    if cam: print(f'maps: {cam}', file=sys.stderr)
     if unreadable: raise SystemExit(1)

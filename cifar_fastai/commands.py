@@ -192,9 +192,11 @@ def print_sweep(
 ):
     "Print the table of a sweep and write its plot"
     table = sweep_table(runs)
+    print(f'\n{table.round(4).to_string(index=False)}')
+    if len(table)<2: return
     plot_sweep(table).figure.savefig(file)
     plt.close()
-    print(f'\n{table.round(4).to_string(index=False)}\nplot: {file}')
+    print(f'plot: {file}')
 
 def _stopped(run):
     if not run: return '\nStopped'
@@ -250,10 +252,10 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
     done = [o for o in runs if o.info['state']=='done']
     if len(runs)>1: print(summarise(runs).round(4).to_string())
     print_comparison(runs)
-    if grid and done and not rank_distrib():
-        print_sweep(done, Path(out).expanduser()/f'{name or (recipe or ["davidnet"])[0]}-sweep.png')
     try:
         if results and done and not rank_distrib(): save_results(done, results)
+        if grid and done and not rank_distrib():
+            print_sweep(done, Path(out).expanduser()/f'{name or (recipe or ["davidnet"])[0]}-sweep.png')
     except (ValueError,OSError) as e:
         message,code = f'cifar_train: the runs are complete, but the results were not written: {error_text(e)}',1
     if message: exit_with(message, code, current)

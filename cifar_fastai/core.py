@@ -6,8 +6,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 
 # %% ../nbs/00_core.ipynb #fe685bbc
 from __future__ import annotations
-import difflib,os,random,shutil,sys,tempfile,time
+import difflib,inspect,os,random,shutil,sys,tempfile,time
 from contextlib import contextmanager
+from functools import wraps
 from filelock import FileLock
 from fastcore.basics import num_cpus
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['okabe_ito', 'look_up', 'derive_seed', 'rng_state', 'set_rng_state', 'cpu_has_bf16', 'half_precision', 'device_name',
-           'flush_to_disk', 'atomic_replace', 'atomic_file', 'write_text', 'atomic_folder', 'error_text', 'exit_with']
+           'flush_to_disk', 'atomic_replace', 'atomic_file', 'write_text', 'atomic_folder', 'error_text', 'exit_with',
+           'shadows_fastai']
 
 # %% ../nbs/00_core.ipynb #43133c0b
 def look_up(
@@ -181,6 +183,22 @@ def exit_with(
     rank = int(os.environ.get('RANK', 0))
     if rank==0 or rank==1 and run is not None and run.state=='killed': print(message, file=sys.stderr)
     raise SystemExit(code)
+
+# %% ../nbs/00_core.ipynb #2b2b0768
+def shadows_fastai(
+    f # Function
+): # The same function
+    "Decorate a function named like one of fastai's: called with fastai's arguments, its error names fastai's function"
+    @wraps(f)
+    def inner(*args, **kwargs):
+        try:
+            inspect.signature(f).bind(*args, **kwargs)
+            if len(args)>1 and hasattr(args[1], 'state_dict'): raise TypeError('the second argument is a model')
+        except TypeError as e:
+            name = f.__name__
+            raise TypeError(f"{name} of cifar_fastai: {e}. fastai's function is fastai.learner.{name}") from None
+        return f(*args, **kwargs)
+    return inner
 
 # %% ../nbs/00_core.ipynb #6cbe5c0c
 okabe_ito = ['#0072B2','#D55E00','#009E73','#CC79A7','#56B4E9','#E69F00','#000000'] # colour cycle of all figures

@@ -63,6 +63,8 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
     "Measure a recipe, see `cifar_bench`"
     mute_other_ranks()
     check_device(device)
+    if host and (csv or script or warmup==0):
+        raise ValueError('--host takes no --csv or --script, and a --warmup of at least 1')
     if host: return _bench_host(recipe, data, bs, rounds, steps, warmup, device)
     device,alone = torch.device(device or default_device()),num_distrib()<2
     defaults = dict(recipe='davidnet', data='cifar10', bs=None, epochs=None, n=3, steps=6, warmup=2)
@@ -124,7 +126,7 @@ def _training_images(path):
     "Return the folder of images that a run, or a saved model, was trained on"
     folder,info = find_saved(path, 'runs')
     if (folder/'run.json').is_file(): info = Run(folder).info
-    name,known = info.get('data'),dict(cifar10='cifar10', digits32='digits')
+    name,known = info.get('data'),{**{o: o for o in data_sets}, 'digits32': 'digits', 'cifar100_fine': 'cifar100'}
     if info.get('images') and Path(info['images']).is_dir(): return Path(info['images'])
     if name in known: return data_path(known[name])
     if name and Path(name).is_dir(): return Path(name)

@@ -74,6 +74,9 @@ def _learner_info(learn, recipe):
     if r is None:
         raise ValueError('save_model: this learner has no recipe, so its architecture is unknown. '
                          "Create it with Recipe.learner, or pass recipe=Recipe('mine', model='resnet18')")
+    with no_random(): expected = create_model(r.model, learn.dls.c, **r.model_args).state_dict()
+    if {k: v.shape for k,v in expected.items()}!={k: v.shape for k,v in get_model(learn.model).state_dict().items()}:
+        raise ValueError(f'save_model: the network is not the {r.model} of the recipe. Pass the recipe of its architecture')
     rows = learn.history.rows if hasattr(learn, 'history') else []
     return _describe(r.name, r.to_dict(), _model_input(learn), Path(learn.dls.path).name, rows)
 
@@ -83,22 +86,9 @@ def _valid_rejection(learn, model, accept):
     with no_random(),torch.no_grad(): logits = torch.cat([model(x).float().cpu() for x,*_ in dl])
     return fit_rejection(logits.numpy(), accept)
 
-def _shadows_fastai(f):
-    "Decorate a function named like one of fastai's: if it is called with fastai's arguments, the error names fastai's function"
-    @wraps(f)
-    def inner(*args, **kwargs):
-        try:
-            inspect.signature(f).bind(*args, **kwargs)
-            if len(args)>1 and isinstance(args[1], nn.Module): raise TypeError('the second argument is a model')
-        except TypeError as e:
-            name = f.__name__
-            raise TypeError(f"{name} of cifar_fastai: {e}. fastai's function is fastai.learner.{name}") from None
-        return f(*args, **kwargs)
-    return inner
-
 _format = 1 # version of the layout of a saved folder
 
-@_shadows_fastai
+@shadows_fastai
 def save_model(
     learn, # A `Learner`, or a model from `load_model`
     path, # Folder to create, or one that `save_model` wrote before, whose files are replaced
@@ -164,7 +154,9 @@ def find_saved(
     "Find a saved model and what is known about it. Raise `ValueError` if it is missing or from a newer version"
     folder,runs = Path(path).expanduser(),Path(runs).expanduser()
     if not folder.exists() and (runs/path/'run.json').is_file(): folder = runs/path
-    if not folder.exists() and is_hub_name(path): folder = from_hub(path)
+    if not folder.exists() and is_hub_name(path):
+        try: folder = from_hub(path)
+        except (ValueError,ImportError) as e: raise ValueError(f'{path}: no such folder, and on the Hub: {e}') from None
     if not folder.exists() and folder.name==str(path): # a name, not a path
         names = [o.parent.name for o in runs.glob('[!.]*/run.json')]
         folder = _released/look_up('run, folder or released model', str(path), sorted(names)+released_models())
@@ -179,7 +171,7 @@ def find_saved(
         raise ValueError(f'{path}: written by a newer version, {version}. Update the library: git pull in its clone')
     return folder,info
 
-@_shadows_fastai
+@shadows_fastai
 def load_model(
     path, # As for `find_saved`
     device='cpu', # Device of the model

@@ -57,6 +57,11 @@ def _position(name, args, out):
     if ('linear' in name or 'cubic' in name) and args[2] is True: return lambda i,o: o*(n[i]-1)/max(1, to[i]-1)
     return lambda i,o: (o+.5)*n[i]/to[i]-.5
 
+def _on_cpu(o):
+    "Return indices on the CPU, where the coordinates are"
+    if isinstance(o, (list,tuple)): return [_on_cpu(v) for v in o]
+    return o.cpu() if isinstance(o, Tensor) and o.device.type!='meta' else o
+
 class CellCentres(TorchDispatchMode):
     "Follow pixel coordinates from images to the tensors computed from them, within a `with` block"
     def __init__(self,
@@ -98,7 +103,8 @@ class CellCentres(TorchDispatchMode):
         name,x,out = func.overloadpacket.__name__,args[0],outs[0]
         if name in ('view','_unsafe_view','reshape'): return [self._get(x, i).reshape(out.shape)]
         if name in _moves:
-            moved = func([self._get(o, i) for o in x] if is_listy(x) else self._get(x, i), *args[1:])
+            rest = [_on_cpu(o) for o in args[1:]]
+            moved = func([self._get(o, i) for o in x] if is_listy(x) else self._get(x, i), *rest)
             return moved if is_listy(moved) else [moved]
         if name=='convolution' or name.lstrip('_').startswith(('max_pool2d','avg_pool2d','adaptive','upsample')):
             position,res = _position(name.lstrip('_'), args, out),self._get(x, i).nanmean(-3, keepdim=True)

@@ -50,6 +50,7 @@ def cifar_learner(
 ) -> Learner: # With a `History` at `learn.history`
     """Return a `Learner` for small images, with callbacks that speed up training and stop it at a non-finite loss
 
+    Runs and `save_model` need a model that is registered by `register_model`; for any other, use `learn.export`.
     Raise `ValueError` for an unknown model."""
     if not isinstance(model, nn.Module): model = create_network(model, dls.c, **(model_args or {}))
     callbacks = [FastEvents(),History(),TerminateOnNonFinite(),DeferredMetrics(),MallocTuning()]

@@ -110,6 +110,11 @@ def runs_table(
         rows.append(row)
     return pd.DataFrame(rows, pd.Index(names, name='run'), columns)
 
+def _current(recipe):
+    "Return a recipe with the fields of this version, so that runs of earlier versions compare equal"
+    try: return Recipe.from_dict(recipe).to_dict()
+    except ValueError: return recipe # only the name, or an architecture that is not registered here
+
 def by_recipe(
     runs # `Run`s, or their folders
 ) -> dict: # Lists of `Run`s, by the recipe's name
@@ -117,11 +122,11 @@ def by_recipe(
     groups = {}
     for run in map(Run, runs):
         info = run.info
-        recipe = {k: v for k,v in _recipe(info).items() if k!='seed'}
+        recipe = {k: v for k,v in _current(_recipe(info)).items() if k!='seed'}
         loading = {k: v for k,v in info.get('dls', {}).items() if k not in ('device','num_workers','cache','seed')}
         images,inputs = info.get('images'),info.get('input') or {}
         if images: images = os.path.realpath(images)
-        key = [recipe,loading,info.get('then'),info.get('data'),images,inputs.get('classes'),inputs.get('size')]
+        key = [recipe,loading,info.get('then') or [],info.get('data'),images,inputs.get('classes'),inputs.get('size')]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     res = {}
     for group in groups.values():
@@ -280,8 +285,8 @@ def compare_recipes(
         if isinstance(o, Recipe): name,d = o.name,o.to_dict()
         else:
             run = Run(o)
-            name,d = run.path.name,dict(_recipe(run.info))
-            if added := run.info.get('then'): d['then'] = added
+            name,d = run.path.name,_current(_recipe(run.info))
+            if added := run.info.get('then'): d = {**d, 'then': added}
         names.append(name)
         dicts.append(pd.json_normalize(json.loads(json.dumps(d))).iloc[0].to_dict()) # nested keys are joined by dots
     if names[0]==names[1]: names = ['first','second']

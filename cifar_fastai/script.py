@@ -14,7 +14,8 @@ from scipy.stats import nct,norm,t as student_t,ttest_ind
 __all__ = ['script_training', 'compare_trainings']
 
 # %% ../nbs/34_script.ipynb #31363d6f
-_time_and_accuracy = r'(?=.*time\D*(?P<time>\d[\d.]*))(?=.*acc\D*(?P<accuracy>\d[\d.]*))' # in any order
+_number = r'\d+(?:\.\d+)?(?:e[+-]?\d+)?'
+_time_and_accuracy = rf'(?=.*time\D*(?P<time>{_number}))(?=.*acc\w*(?:@\d+)?\D*(?P<accuracy>{_number}))' # in any order
 
 def script_training(
     file, # Python script that trains once, and prints its seconds and its accuracy in one line
@@ -38,6 +39,7 @@ def script_training(
             raise ValueError(f'{file}: no line with a time and an accuracy in {done.stdout[-200:]!r}. Give --pattern')
         seconds,accuracy = float(found[-1]['time']),float(found[-1]['accuracy'])
         if accuracy>1: accuracy /= 100
+        if accuracy>1: raise ValueError(f'{file}: an accuracy of {100*accuracy:g} %. Give --pattern')
         row = dict(seed=seed, epochs=math.nan, accuracy=accuracy, accuracy_tta=math.nan, seconds=seconds,
                    images_per_second=math.nan, peak_memory=math.nan)
         return row,pd.DataFrame([dict(epoch=1, seconds=seconds, accuracy=accuracy, tta=False)])

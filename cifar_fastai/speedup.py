@@ -129,4 +129,6 @@ class WeightAverage(FitCallback):
         torch._foreach_copy_(self._tensors(), self.average)
 
     def state_dict(self): return dict(average=self.average)
-    def load_state_dict(self, state): self.average = state['average']
+    def load_state_dict(self, state):
+        self.average = state['average']
+        if self.average: self.average = [o.to(t.device) for o,t in zip(self.average, self._tensors())]

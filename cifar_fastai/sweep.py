@@ -24,17 +24,19 @@ def grid_recipes(
 ) -> list: # A `Recipe` for each combination, named after its values
     "Return the recipes of a grid search. Raise `ValueError` for unknown fields"
     base = look_up('recipe', recipe, recipes) if isinstance(recipe, str) else recipe
-    recipe_fields,policy_fields = ([f.name for f in fields(o)] for o in (Recipe,Policy))
+    recipe_fields,policy_fields = ([f.name for f in fields(o) if f.name!='name'] for o in (Recipe,Policy))
     for o in values: look_up('field', o, ['lr',*recipe_fields,*policy_fields])
     res = []
-    for point in itertools.product(*values.values()):
+    for point in itertools.product(*(dict.fromkeys(o) for o in values.values())):
         changes = dict(zip(values, point))
         name = '-'.join([base.name, *(f'{k}{v}'.replace('/', '_') for k,v in changes.items())])
         lr = changes.pop('lr', None)
         policy = {k: changes.pop(k) for k in policy_fields if k in changes}
-        if policy: changes['policy'] = base.policy.but(**policy)
-        r = base.but(name=name, **changes)
-        res.append(r if lr is None else r.with_lr(lr))
+        try:
+            if policy: changes['policy'] = base.policy.but(**policy)
+            r = base.but(name=name, **changes)
+            res.append(r if lr is None else r.with_lr(lr))
+        except TypeError as e: raise ValueError(f'{name}: a value of the wrong type ({e})') from None
     return res
 
 # %% ../nbs/27_sweep.ipynb #6ee438c6
@@ -42,15 +44,15 @@ def parse_grid(
     words:list # Such as ['lr=.1,.2', 'bs=256,512']
 ) -> dict: # Values by name, for `grid_recipes`
     "Parse the grid of a command line. Raise `ValueError` for a word without a name or values"
-    def value(text):
-        try: return ast.literal_eval(text)
-        except (ValueError,SyntaxError): return text # a string, such as adam
+    def parsed(texts):
+        try: return ast.literal_eval(f'[{texts}]')
+        except (ValueError,SyntaxError): return texts.split(',') # strings, such as sgd,adam
     res = {}
     for word in words:
         name,_,texts = word.partition('=')
-        if not name or not all(texts.split(',')):
-            raise ValueError(f'--grid {word}: expected a name and values, as in lr=.1,.2')
-        res[name] = [value(o) for o in texts.split(',')]
+        if not name or name in res or not all(texts.split(',')):
+            raise ValueError(f'--grid {word}: expected another name and its values, as in lr=.1,.2')
+        res[name] = parsed(texts)
     return res
 
 # %% ../nbs/27_sweep.ipynb #601a4f13

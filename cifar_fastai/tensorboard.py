@@ -23,10 +23,11 @@ class TensorBoardLog(FitCallback):
     order,run_valid,during = History.order+2,False,('fit','range_test')
     def __init__(self,
         log_dir, # Folder of the event files, created if missing
-        hparams:dict|None=None, # Hyperparameters, such as `Recipe.to_dict()`
+        hparams=None, # Hyperparameters, a dict or a `Recipe`
         n_images:int=25 # Number of images of the first batch; 0 for none
     ):
         log_dir = Path(log_dir).expanduser()
+        if hasattr(hparams, 'to_dict'): hparams = hparams.to_dict()
         store_attr()
         self.writer = self._xb = None
         self.n_steps,self.n_epochs,self._steps,self._resumed = 0,0,[],False
