@@ -76,7 +76,7 @@ def _learner_info(learn, recipe):
                          "Create it with Recipe.learner, or pass recipe=Recipe('mine', model='resnet18')")
     with no_random(): expected = create_model(r.model, learn.dls.c, **r.model_args).state_dict()
     if {k: v.shape for k,v in expected.items()}!={k: v.shape for k,v in get_model(learn.model).state_dict().items()}:
-        raise ValueError(f'save_model: the network is not the {r.model} of the recipe. Pass the recipe of its architecture')
+        raise ValueError(f'save_model: the network is not the {r.model} of the recipe. Pass the recipe of its network')
     rows = learn.history.rows if hasattr(learn, 'history') else []
     return _describe(r.name, r.to_dict(), _model_input(learn), Path(learn.dls.path).name, rows)
 

@@ -196,7 +196,8 @@ class GradCAM:
         fuse:str|None=None # Combine the maps of all layers: 'mean', or 'product' for their geometric mean
     ):
         if isinstance(model, Learner): model = model.model
-        if not isinstance(model, nn.Module): raise TypeError(f'GradCAM: expected an nn.Module or a Learner, not {_shape(model)}')
+        if not isinstance(model, nn.Module):
+            raise TypeError(f'GradCAM: expected an nn.Module or a Learner, not {_shape(model)}')
         if reshape is not None and layer is None: raise ValueError('GradCAM: `reshape` needs a `layer`; pass its name')
         self.model,self.flip,self.placed,self.reshape = model,flip,placed,reshape
         self.method = look_up('GradCAM: method', method, cam_methods) if isinstance(method, str) else method
@@ -204,7 +205,7 @@ class GradCAM:
         self.several = is_listy(layer)
         if self.several: self.layer = [self._name(o) for o in layer]
         else: self.layer = None if layer is None else self._name(layer)
-        if self.layer==[]: raise ValueError('GradCAM: the list of layers is empty; name a layer, or pass None for the last feature map')
+        if self.layer==[]: raise ValueError('GradCAM: the list of layers is empty; name a layer, or pass None')
         self.handles,self.seen,self.centres = None,None,{}
 
     def _name(self, layer):

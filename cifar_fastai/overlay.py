@@ -57,7 +57,8 @@ def plot_cams(
     reshape=None # As for `GradCAM`
 ) -> plt.Figure: # A row for each image: the picture, then the map of each layer
     "Plot the map of each layer for the class that is named beside the image"
-    if len(images)!=len(x): raise ValueError(f'plot_cams: got {len(images)} pictures for {len(x)} images; pass one picture for each image')
+    if len(images)!=len(x):
+        raise ValueError(f'plot_cams: got {len(images)} pictures for {len(x)} images; pass one for each image')
     x = x.as_subclass(Tensor)
     with eval_mode(model):
         if layers is None: layers = map_stages(feature_maps(model, x))
@@ -92,7 +93,7 @@ def _load_items(learn, items, n):
         files = L(list(items['file']))
         if 'true' in items: true = list(items['true'])[:n]
     files = [Path(o).expanduser() if isinstance(o, (str,Path)) else o for o in files[:n]]
-    if not files: raise ValueError('show_cam: the list of files is empty; pass at least one file, or None for random images')
+    if not files: raise ValueError('show_cam: the list of files is empty; pass None for random images')
     if true is None: true = [o.parent.name if isinstance(o, Path) else None for o in files]
     known = vocab is not None and set(true)<=set(vocab)
     return learn.dls.test_dl(files, bs=len(files)).one_batch()[0],[vocab.o2i[o] for o in true] if known else None

@@ -106,7 +106,9 @@ class Predictor:
         options.log_severity_level = 3
         providers = [o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()]
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
-        except Exception as e: raise PredictError(f'{path}: not a readable ONNX file ({type(e).__name__}). Write it again with `to_onnx`') from None
+        except Exception as e:
+            reason = f'not a readable ONNX file ({type(e).__name__}). Write it again with `to_onnx`'
+            raise PredictError(f'{path}: {reason}') from None
         metadata = self.session.get_modelmeta().custom_metadata_map
         if 'classes' not in metadata: raise PredictError(f'{path}: no class names in it. Write it with `to_onnx`')
         self.classes,self.size,self.name = json.loads(metadata['classes']),int(metadata['size']),metadata.get('name','')
@@ -126,7 +128,7 @@ class Predictor:
         return res
 
     def _run(self, batch):
-        "Return the logits of a batch, up to a constant for each image if the file returns probabilities without the energy"
+        "Return the logits of a batch, up to a constant for each image if the file lacks logits and energy"
         out,*energy = self.session.run([o for o in self.outputs if o!='maps'], self.inputs(batch))
         return out if self.logits else np.log(np.maximum(out, 1e-30))+sum(energy)
 
@@ -142,7 +144,7 @@ class Predictor:
 
     def read(self,
         image # As for `pixels`
-    ) -> np.ndarray: # uint8 RGB, [size, size, 3]; arrays and tensors keep their size [H, W, 3], as the model resizes them
+    ) -> np.ndarray: # uint8 RGB, [size, size, 3]; arrays and tensors keep their size, [H, W, 3]
         "Decode an image. Files and Pillow images are resized while they are read, as in training"
         in_memory = isinstance(image, np.ndarray) or hasattr(image, 'detach')
         return pixels(image, None if in_memory else self.size)
@@ -185,7 +187,8 @@ class Predictor:
         return (res.probs,res.maps) if cam else res.probs
 
     def _check_maps(self):
-        if not self.layers: raise PredictError(f'{self.name}: this model has no maps. Export it with `cam=True`, or use a network with a feature map')
+        if self.layers: return
+        raise PredictError(f'{self.name}: this model has no maps. Export it with `cam=True`, or use another network')
 
     def class_index(self,
         target # Name or number of a class, or None

@@ -67,7 +67,7 @@ def train_runs(
             before(each, learn, run)
             try: run.record(learn, each.fit, tensorboard, checkpoints)
             except Exception as e:
-                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # only this rank failed, so the others would wait for it
+                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # others would wait for this rank
                 print(f'{run.path.name} failed: {error_text(e)}')
                 if run.checkpoints(): print(f'To resume: {run.resume_command}')
             yield run
@@ -161,8 +161,8 @@ def paired_comparison(
     """Compare the final accuracies of recipes trained with the same seeds, by a paired t-test
 
     `low` and `high` are the 95 % confidence interval, and `n_needed` is the number of seeds with which a test would
-    find the difference with a power of 0.8, NaN if there is none or over 10,000 seeds are needed. Pairs of recipes with fewer than two seeds in
-    common are left out."""
+    find the difference with a power of 0.8, NaN if it is 0 or over 10,000 seeds are needed. Pairs of recipes
+    with fewer than two seeds in common are left out."""
     finals = {}
     for nm,group in by_recipe(runs).items():
         done = runs_table(group).query('state=="done"')

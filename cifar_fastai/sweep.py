@@ -70,7 +70,7 @@ def sweep_table(
 ) -> pd.DataFrame: # A row for each recipe: the settings that differ, n, accuracy, sd; the best first
     "Return the validation accuracy of finished runs in the last epoch. Raise `ValueError` if there are none"
     runs = [o for o in map(Run, runs) if o.info['state']=='done']
-    if not runs: raise ValueError('sweep_table: no run is finished; train the recipes with train_runs, or resume their runs')
+    if not runs: raise ValueError('sweep_table: no run is finished; train the recipes, or resume their runs')
     rows = [dict(_settings(Recipe.from_dict(o.info['recipe'])), accuracy=o.history().valid_accuracy.iloc[-1])
             for o in runs]
     df = pd.DataFrame(rows)
