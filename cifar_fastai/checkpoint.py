@@ -32,7 +32,7 @@ def write_checkpoint(
     state:dict, # Tensors, numbers, strings, and lists and dicts of them
     **about # Further entries of the manifest, such as epoch and step
 ) -> Path: # Folder of the checkpoint
-    "Write a checkpoint atomically: an error leaves earlier checkpoints unchanged, and no partial one"
+    "Write a checkpoint atomically: after an error, earlier checkpoints are unchanged and there is no partial one"
     folder,buffer = Path(folder).expanduser(),io.BytesIO()
     torch.save(state, buffer)
     tensors = {k: v.detach().cpu().contiguous() for k,v in model.items()}

@@ -115,7 +115,7 @@ def _stopwatch(device, found):
     found.append(time.perf_counter()-start)
 
 def _milliseconds(run, device):
-    "Return a measurement of the milliseconds per step, for `compare_speed`"
+    "Return a function that measures the milliseconds per step, for `compare_speed`"
     def measure(steps, warmup):
         found = []
         run(_stopwatch(device, found), steps, warmup)

@@ -256,7 +256,7 @@ def resume(
         if missing:
             raise ValueError(f'{run.path}: the run was trained with the callbacks {", ".join(missing)}; '
                              f'pass them to resume, as in cbs=[{missing[0]}(...)]')
-        _on_rank0(lambda: run, dls.device) # all ranks have read run.json
+        _on_rank0(lambda: run, dls.device) # a barrier: all ranks have read run.json before rank 0 changes it
         if not rank_distrib():
             entry = dict(checkpoint=start.name, at=time.strftime('%Y-%m-%d %H:%M:%S'), command=shell_command(*sys.argv))
             run.update(recipe=parts[0].to_dict(), resumed=[*info.get('resumed', []),entry],
