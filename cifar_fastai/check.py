@@ -90,10 +90,13 @@ def _check_classes(res, images, valid, few):
     res.add('found', 'training images', f'{train.total():,}, {train[smallest]:,} to {train[largest]:,} in a class')
     res.add('found', 'test images', f'{test.total():,}')
     if isinstance(valid, str) and test:
-        if only := sorted(set(test)-set(train)): res.add('error', 'classes in the test set only', _some(only))
-        if only := sorted(set(train)-set(test)): res.add('error', 'classes in the training set only', _some(only))
+        if only := sorted(set(test)-set(train)):
+            res.add('error', 'classes in the test set only', f'{_some(only)}; add training images of them')
+        if only := sorted(set(train)-set(test)):
+            res.add('error', 'classes in the training set only', f'{_some(only)}; add test images of them')
     single = sorted(c for c,n in train.items() if n==1)
-    if single and not isinstance(valid, str): res.add('error', 'classes of one image', _some(single))
+    if single and not isinstance(valid, str):
+        res.add('error', 'classes of one image', f'{_some(single)}; add images, one cannot be in both sets')
     if scarce := [f'{c} ({n})' for c,n in sorted(train.items()) if n<few]:
         res.add('warning', f'classes with under {few} training images', _some(scarce))
     if train[largest]>=10*train[smallest]:
@@ -141,7 +144,7 @@ def check_folder(
 
     facts = dict(zip(images.files, parallel(_inspect, images.paths, threadpool=True, n_workers=min(8, num_cpus()))))
     unreadable = [f for f,o in facts.items() if isinstance(o, str)]
-    if unreadable: res.add('error', 'unreadable files', _some(unreadable), unreadable)
+    if unreadable: res.add('error', 'unreadable files', f'{_some(unreadable)}; replace or delete them', unreadable)
     for f in unreadable: del facts[f]
     if not facts: return res
     sizes,modes,digests,hashes,thumbnails = zip(*facts.values())

@@ -64,8 +64,8 @@ def stub_forward(
 ) -> nn.Module: # The same network
     """Replace the forward pass by a single operation, and all gradients by zeros
 
-    Parameters of over 1000 numbers are cut, to 10 along an axis of 512. Different shapes stay different, so that an
-    optimizer that groups parameters by their shape dispatches the same operations."""
+    Each axis of a parameter of over 1000 numbers is cut to its bit length (512 to 10), but to no less than 4. Axes of 8
+    or more that differ by a factor of 2 keep different lengths, for optimizers that group parameters by shape."""
     params = [p for p in model.parameters() if p.requires_grad]
     for p in params:
         p.grad = None
@@ -144,7 +144,7 @@ def host_overhead(
         def load():
             dls = r.dls(path or get_digits(), size=size, device=device)
             if len(dls.train)>=steps+warmup: return dls
-            raise ValueError(f'steps={steps}, warmup={warmup}: over the {len(dls.train)} batches of an epoch. Lower bs')
+            raise ValueError(f'steps={steps} and warmup={warmup} are over {len(dls.train)} batches, an epoch; lower bs')
         loops = dict(learner=_learner_steps(r, load()), bare=_bare_steps(r, load()))
         values = pd.DataFrame({k: _operations(run, steps, warmup) for k,run in loops.items()})
         makers = {k: partial(_milliseconds, run, device) for k,run in loops.items()}

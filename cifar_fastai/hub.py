@@ -50,8 +50,8 @@ def is_hub_name(
     path # Name or path of a model
 ) -> bool:
     "Return whether a string is 'owner/name' and not a path of this machine"
-    owner,_,name = str(path).partition('/')
-    return re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(path)) is not None and not Path(owner).exists()
+    owner = str(path).partition('/')[0]
+    return bool(re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(path))) and not Path(owner).exists()
 
 def from_hub(
     repo_id:str, # Repository on the Hub, 'owner/name'
@@ -62,7 +62,7 @@ def from_hub(
     hub = _hugging_face()
     try: return Path(hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=_model_files))
     except hub.errors.HFValidationError as e: reason = str(e)
-    except hub.errors.RepositoryNotFoundError: reason = 'no such repository on the Hub, or a private one'
-    except hub.errors.RevisionNotFoundError: reason = f'no revision {revision!r}'
-    except hub.errors.LocalEntryNotFoundError: reason = 'the Hub cannot be reached, and it is not in the cache'
+    except hub.errors.RepositoryNotFoundError: reason = 'no such repository; check the name, or pass a token'
+    except hub.errors.RevisionNotFoundError: reason = f'no revision {revision!r}; pass a branch, tag or commit'
+    except hub.errors.LocalEntryNotFoundError: reason = 'not in the cache, and the Hub cannot be reached; connect first'
     raise ValueError(f'{repo_id}: {reason}')

@@ -43,7 +43,7 @@ def grid_recipes(
 def parse_grid(
     words:list # Such as ['lr=.1,.2', 'bs=256,512']
 ) -> dict: # Values by name, for `grid_recipes`
-    "Parse the grid of a command line. Raise `ValueError` for a word without a name or values"
+    "Parse the grid of a command line. Raise `ValueError` for a repeated name, and for a word without name or values"
     def parsed(texts):
         try: return ast.literal_eval(f'[{texts}]')
         except (ValueError,SyntaxError): return texts.split(',') # strings, such as sgd,adam
@@ -51,7 +51,7 @@ def parse_grid(
     for word in words:
         name,_,texts = word.partition('=')
         if not name or name in res or not all(texts.split(',')):
-            raise ValueError(f'--grid {word}: expected another name and its values, as in lr=.1,.2')
+            raise ValueError(f'--grid {word}: expected each name once, with its values, as in lr=.1,.2')
         res[name] = parsed(texts)
     return res
 
