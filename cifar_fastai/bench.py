@@ -281,7 +281,7 @@ def time_training(
     learn.model.to(learn.dls.device)
     for dl in learn.dls.loaders: dl.one_batch() # moves the images to the device
     restore = warm_up(learn, r, warmup) if warmup else noop
-    if warmup: accuracy_of(learn, [learn.dls.valid.one_batch()], tta)
+    if warmup: accuracy_of(learn, itertools.islice(learn.dls.valid, None if learn.dls.device.type=='cuda' else 1), tta)
     clock = _TrainingClock(learn.dls.device)
     with PeakMemory(learn.dls.device) as memory,learn.no_bar(),learn.no_logging():
         clock.tick()

@@ -6,7 +6,6 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cam_report.html.md"""
 
 # %% ../nbs/22_cam_report.ipynb #7c0b2d07
 from __future__ import annotations
-from IPython.display import display
 from fastai.vision.all import *
 from scipy import sparse
 from scipy.sparse.linalg import splu
@@ -292,6 +291,7 @@ class CamReport:
 
     def show(self):
         "Display table and figure, and print what the maps depend on"
+        from IPython.display import display # not a dependency: scripts use `table` and `plot`
         display(self.table)
         print(self)
         display(self.plot())

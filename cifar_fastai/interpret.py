@@ -32,10 +32,11 @@ class MultiCrop(nn.Module):
     def __init__(self,
         model:nn.Module, # From images [N, C, H, W] to logits [N, n_classes]
         shift:int=1, # Shift in pixels; the border is reflected
-        tta_threshold:float=1. # Images with at least this probability are evaluated once; 1 evaluates six views of all
+        tta_threshold:float=1., # Images with at least this probability are evaluated once; 1 evaluates six views of all
+        chunk:int=256 # Uncertain images on CUDA at a time: cuDNN plans its convolutions for each batch size, slowly
     ):
         super().__init__()
-        self.model,self.shift,self.tta_threshold = model,shift,tta_threshold
+        self.model,self.shift,self.tta_threshold,self.chunk = model,shift,tta_threshold,chunk
 
     def _average(self, x, logits):
         "Return the mean logits of six views; `logits` are those of the images themselves"
@@ -51,7 +52,11 @@ class MultiCrop(nn.Module):
         if self.tta_threshold>=1: return self._average(x, logits)
         uncertain = (logits.float().softmax(1).amax(1)<self.tta_threshold).nonzero()[:,0]
         if not len(uncertain): return logits
-        return logits.index_copy(0, uncertain, self._average(x[uncertain], logits[uncertain]).to(logits.dtype))
+        chunk = self.chunk if x.is_cuda else len(uncertain)
+        n_padded = math.ceil(len(uncertain)/chunk)*chunk
+        padded = uncertain[torch.arange(n_padded, device=x.device)%len(uncertain)]
+        views = torch.cat([self._average(x[i], logits[i]) for i in padded.split(chunk)])[:len(uncertain)]
+        return logits.index_copy(0, uncertain, views.to(logits.dtype))
 
 # %% ../nbs/21_interpret.ipynb #da974580
 def folder_dl(
