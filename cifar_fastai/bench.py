@@ -255,10 +255,18 @@ def warm_up(
     sides = sorted({progressive_side(i/100, size, *resize) for i in range(100)})
     weights,rng,epoch = deepcopy(model.state_dict()),rng_state(),getattr(dl, 'epoch', None)
     n_epoch = math.ceil(steps*len(sides)/len(dl))
-    with learn.no_bar(),learn.no_logging(): learn.fit(n_epoch, lr=_tiny_lr, cbs=_WarmUpSteps(sides, steps))
+    def train_steps():
+        with learn.no_bar(),learn.no_logging(): learn.fit(n_epoch, lr=_tiny_lr, cbs=_WarmUpSteps(sides, steps))
+    train_steps()
+    graphs = hasattr(learn, 'step_graphs') # they refer to the tensors of the optimizer
+    if graphs and hasattr(learn, 'whiten'): # the graphs of a training have a frozen whitening layer
+        learn.whiten.frozen = True
+        train_steps()
+        learn.whiten.frozen = False
     def restore():
         model.load_state_dict(weights)
-        learn.opt = None
+        if not graphs: learn.opt = None
+        else: torch._foreach_zero_([o for state in learn.opt.opt.state.values() for o in state.values()])
     restore()
     set_rng_state(rng)
     if epoch is not None: dl.epoch = epoch

@@ -285,7 +285,7 @@ class TerminateOnNonFinite(FitCallback):
     """Raise `NonFiniteLossError` at the first non-finite training loss, an L1 penalty included
 
     If every step is checked, the error comes before the step is taken."""
-    order,run_valid = MixedPrecision.order+1,False
+    order,run_valid,in_graph = MixedPrecision.order+1,False,False
     def __init__(self,
         every:int|None=None # Steps between checks; None is 1 on a CPU and 50 elsewhere, where checks cost time
     ): self.every = every
@@ -300,6 +300,7 @@ class TerminateOnNonFinite(FitCallback):
         self._losses.append((loss, self.iter+1, self.opt.hypers[-1]['lr']))
         every = self.every or (1 if loss.device.type=='cpu' else 50)
         if len(self._losses)>=every: self._check()
+    def after_replay(self): self.after_loss() # see `StepGraphs`
 
     def after_train(self): self._check()
 

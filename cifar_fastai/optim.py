@@ -170,11 +170,12 @@ class Muon(torch.optim.Optimizer):
     def _as_tensors(self, i, device, values):
         "Return hyperparameters as tensors, since a compiled step is specialised to numbers"
         cache = vars(self).setdefault('_hyper_tensors', {}) # copies of an optimizer start without
-        last = cache.setdefault((i,device), dict(values=None, tensors=[torch.zeros((), device=device) for _ in values]))
-        if last['values']!=values:
-            last['values'] = values
-            for t,v in zip(last['tensors'], values): t.fill_(v)
-        return last['tensors']
+        def as_tensor(j, v):
+            if isinstance(v, Tensor): return v
+            last = cache.setdefault((i,j,device), dict(value=None, tensor=torch.zeros((), device=device)))
+            if last['value']!=v: last.update(value=v, tensor=last['tensor'].fill_(v))
+            return last['tensor']
+        return [as_tensor(j, v) for j,v in enumerate(values)]
 
 # %% ../nbs/09_optim.ipynb #159bdc41
 def muon_groups(

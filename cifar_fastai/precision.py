@@ -7,6 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/precision.html.md"""
 # %% ../nbs/14_precision.ipynb #f14653d4
 from __future__ import annotations
 import contextlib,gc,time,warnings
+from collections import Counter
 from contextlib import ExitStack,contextmanager
 from types import MethodType
 from fastai.vision.all import *
@@ -15,12 +16,13 @@ from fastai.callback.fp16 import AMPMode
 from fastai.callback.channelslast import ChannelsLast
 from torch.utils.flop_counter import FlopCounterMode
 from .core import *
+from .optim import Muon
 from .callbacks import FitCallback
 from .cpu import *
 
 # %% auto #0
-__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'Compile', 'synchronize', 'matmul_peak', 'training_flops',
-           'PeakMemory']
+__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'Compile', 'StepGraphs', 'synchronize', 'matmul_peak',
+           'training_flops', 'PeakMemory']
 
 # %% ../nbs/14_precision.ipynb #6f5a9538
 class MixedPrecision(FitCallback, fp16.MixedPrecision):
@@ -35,7 +37,7 @@ class MixedPrecision(FitCallback, fp16.MixedPrecision):
         "Leave the autocast region, if a forward pass that was cancelled or interrupted did not"
         self._entered.close()
     after_loss = before_epoch = after_cancel_batch = after_cancel_train = after_cancel_validate = _close
-    after_cancel_epoch = after_cancel_fit = _close
+    after_cancel_epoch = after_cancel_fit = after_replay = _close
 
     def before_step(self):
         "Skip the step if a gradient is infinite. Unlike fastai's, do not record the scale, which waits for the device"
@@ -176,10 +178,115 @@ class Compile(FitCallback):
         if self.loss.is_cuda: torch.cuda.synchronize()
         self.seconds = time.perf_counter()-self._start
 
+    def after_replay(self): get_model(self.learn.model).__dict__.pop('forward', None) # see `StepGraphs`
+
     def cleanup(self):
-        get_model(self.learn.model).__dict__.pop('forward', None)
+        self.after_replay()
         if vars(self).get('_loss') is not None: self.after_loss()
         self._compiled = None
+
+# %% ../nbs/14_precision.ipynb #c9e2203e
+class StepGraphs(FitCallback):
+    """Record training steps, optimizer included, as CUDA graphs, and replay them: the GPU does not wait for Python
+
+    Supports torch's SGD and `Muon` in bf16 and fp32 on one GPU; otherwise, warn and leave the steps as they are. In a
+    replay, the events from `after_pred` to `after_step` do not occur. A callback whose work in these events depends on
+    the step defines `graph_state()`: steps of the same value share a graph, None is not recorded. `after_replay()` of
+    a callback is called after each replay; with `in_graph = False`, its own work is left out of the graphs."""
+    order,run_valid,during = MixedPrecision.order+2,False,('fit','range_test')
+    def __init__(self,
+        warmup:int=2, # Ordinary steps of each kind before one is recorded
+        limit:int=32 # Most kinds of steps to record
+    ):
+        store_attr()
+        self._forget()
+
+    def _forget(self): self._n_seen,self._graphs,self._addresses,self._stream = Counter(),{},None,None
+    def __getstate__(self): return {**self.__dict__, **vars(type(self)(self.warmup, self.limit))} # without its graphs
+
+    def unsupported(self) -> str|None:
+        "Return why the steps of the learner cannot be recorded"
+        opt = getattr(self.opt, 'opt', self.opt)
+        if torch.device(self.dls.device).type!='cuda': return 'the device is not a CUDA GPU'
+        if not isinstance(opt, (torch.optim.SGD,Muon)): return f'{type(opt).__name__} is neither SGD nor Muon'
+        if any(g.get('renorm', 1)>1 for g in opt.param_groups): return 'Muon with renorm above 1 varies its steps'
+        if hasattr(self.learn, 'scaler') and self.learn.scaler.is_enabled(): return 'fp16 scales gradients, use bf16'
+        if num_distrib()>1: return 'several processes share each step'
+
+    def before_fit(self):
+        if why := self.unsupported():
+            warnings.warn(f'StepGraphs: steps are not recorded: {why}')
+            return
+        def defining(name): return [cb for cb in self.learn.cbs if hasattr(type(cb), name)]
+        self._stateful,self._replayed,self._left_out = map(defining, ('graph_state','after_replay','in_graph'))
+        self._ordinary = self.learn._do_one_batch
+        self.learn._do_one_batch = self._one_batch
+
+    def _tensors(self):
+        "Return the addresses of all tensors that a step changes"
+        states = [o for state in self.opt.opt.state.values() for o in state.values() if isinstance(o, Tensor)]
+        return [o.data_ptr() for o in (*self.model.parameters(),*states)]
+
+    def before_train(self): # another optimizer, or a checkpoint was loaded
+        if self._graphs and self._tensors()!=self._addresses: self._graphs.clear()
+
+    def _kind(self):
+        "Return what the graph of this step depends on; None if it cannot be recorded"
+        states = [cb.graph_state() for cb in self._stateful]
+        if None in states: return None
+        hypers = [tuple((k,v) for k,v in g.items() if k not in ('params','lr','n')) for g in self.opt.param_groups]
+        return tuple((o.shape,o.dtype) for o in (*self.xb,*self.yb)),tuple(states),tuple(hypers)
+
+    def _one_batch(self):
+        kind = self._kind() if self.training and self.yb else None
+        if kind not in self._graphs:
+            if kind is None or len(self._n_seen)>self.limit: return self._ordinary()
+            self._n_seen[kind] += 1
+            if self._n_seen[kind]<=self.warmup: return self._on_stream(self._ordinary)
+            self._graphs[kind] = self._record()
+        inputs,rates,replay = self._graphs[kind]
+        for o,new in zip(inputs, (*self.xb,*self.yb)): o.copy_(new)
+        rates.copy_(tensor([g['lr'] for g in self.opt.param_groups]), non_blocking=True)
+        self.learn.pred,self.learn.loss_grad = replay()
+        self.learn.loss = self.loss_grad.clone()
+        for cb in self._replayed: cb.after_replay()
+
+    def _record(self):
+        "Return the input tensors of a new graph, its learning rates, and a function that replays it"
+        self._addresses,groups = self._tensors(),self.opt.param_groups
+        inputs = [o.clone() for o in (*self.xb,*self.yb)]
+        rates = tensor([g['lr'] for g in groups]).to(inputs[0].device)
+        xb,yb,values = self.xb,self.yb,[dict(g) for g in groups]
+        self.learn.xb,self.learn.yb = tuple(inputs[:len(xb)]),tuple(inputs[len(xb):])
+        self.learn.pred = self.learn.loss = self.learn.loss_grad = None # their autograd nodes belong to another stream
+        for g,lr in zip(groups, rates.unbind()):
+            g['lr'] = lr
+            if 'fused' in g: g.update(fused=True, foreach=False) # the form of SGD that takes a tensor
+        for cb in self._left_out: cb.run = False
+        try: return inputs,rates,self._capture(self._ordinary)
+        finally:
+            self.learn.xb,self.learn.yb = xb,yb
+            for g,o in zip(groups, values): g.update(o)
+            for cb in self._left_out: cb.run = True
+
+    def _on_stream(self, f):
+        "Call a function on the stream of the graphs"
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream): f()
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _capture(self, f):
+        "Return a function that replays the step `f`, and returns predictions and loss"
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream): f()
+        outputs = self.pred.detach(),self.loss_grad.detach()
+        def replay():
+            graph.replay()
+            return outputs
+        return replay
+
+    def cleanup(self): vars(self.learn).pop('_do_one_batch', None)
 
 # %% ../nbs/14_precision.ipynb #7316dba4
 def synchronize(

@@ -42,9 +42,11 @@ class Whiten(FitCallback):
         # the signs of eigenvectors may differ between processes
         if hasattr(self.learn, 'distributed'): torch.distributed.broadcast(model.whiten.weight.data, 0)
 
+    def _done(self): return 0. if self.in_range_test else (self.epoch*self.n_iter+self.iter)/(self.epochs*self.n_iter)
+    def graph_state(self): return 'frozen' if self.frozen or self._done()>=1 else None # see `StepGraphs`
+
     def before_step(self):
-        bias = get_model(self.learn.model).whiten.bias
-        done = 0. if self.in_range_test else (self.epoch*self.n_iter+self.iter)/(self.epochs*self.n_iter)
+        bias,done = get_model(self.learn.model).whiten.bias,self._done()
         self.frozen = self.frozen or done>=1
         self._before = None if self.frozen else (bias, bias.detach().clone(), done)
         if self.frozen: bias.grad = None # so that no optimizer moves it
