@@ -206,18 +206,21 @@ class StepGraphs(FitCallback):
 
     def unsupported(self) -> str|None:
         "Return why the steps of the learner cannot be recorded"
-        opt = getattr(self.opt, 'opt', self.opt)
+        opt,compiled = getattr(self.opt, 'opt', self.opt),getattr(self.learn, 'compile', None)
         if torch.device(self.dls.device).type!='cuda': return 'the device is not a CUDA GPU'
         if not isinstance(opt, (torch.optim.SGD,Muon)): return f'{type(opt).__name__} is neither SGD nor Muon'
         if any(g.get('renorm', 1)>1 for g in opt.param_groups): return 'Muon with renorm above 1 varies its steps'
         if hasattr(self.learn, 'scaler') and self.learn.scaler.is_enabled(): return 'fp16 scales gradients, use bf16'
         if num_distrib()>1: return 'several processes share each step'
+        if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile with a mode may record graphs too'
 
     def before_fit(self):
         if why := self.unsupported():
             warnings.warn(f'StepGraphs: steps are not recorded: {why}')
             return
-        def defining(name): return [cb for cb in self.learn.cbs if hasattr(type(cb), name)]
+        scope = 'range_test' if self.in_range_test else 'fit'
+        def defining(name):
+            return [cb for cb in self.learn.cbs if hasattr(type(cb), name) and scope in getattr(type(cb), 'during', [scope])]
         self._stateful,self._replayed,self._left_out = map(defining, ('graph_state','after_replay','in_graph'))
         self._ordinary = self.learn._do_one_batch
         self.learn._do_one_batch = self._one_batch
@@ -230,11 +233,14 @@ class StepGraphs(FitCallback):
     def before_train(self): # another optimizer, or a checkpoint was loaded
         if self._graphs and self._tensors()!=self._addresses: self._graphs.clear()
 
+    @property
+    def _groups(self): return self.opt.opt.param_groups # torch's own: those of the wrapper are copies
+
     def _kind(self):
         "Return what the graph of this step depends on; None if it cannot be recorded"
         states = [cb.graph_state() for cb in self._stateful]
         if None in states: return None
-        hypers = [tuple((k,v) for k,v in g.items() if k not in ('params','lr','n')) for g in self.opt.param_groups]
+        hypers = [tuple((k,v) for k,v in g.items() if k not in ('params','lr','n')) for g in self._groups]
         return tuple((o.shape,o.dtype) for o in (*self.xb,*self.yb)),tuple(states),tuple(hypers)
 
     def _one_batch(self):
@@ -246,14 +252,14 @@ class StepGraphs(FitCallback):
             self._graphs[kind] = self._record()
         inputs,rates,replay = self._graphs[kind]
         for o,new in zip(inputs, (*self.xb,*self.yb)): o.copy_(new)
-        rates.copy_(tensor([g['lr'] for g in self.opt.param_groups]), non_blocking=True)
+        rates.copy_(tensor([g['lr'] for g in self._groups]), non_blocking=True)
         self.learn.pred,self.learn.loss_grad = replay()
         self.learn.loss = self.loss_grad.clone()
         for cb in self._replayed: cb.after_replay()
 
     def _record(self):
         "Return the input tensors of a new graph, its learning rates, and a function that replays it"
-        self._addresses,groups = self._tensors(),self.opt.param_groups
+        self._addresses,groups = self._tensors(),self._groups
         inputs = [o.clone() for o in (*self.xb,*self.yb)]
         rates = tensor([g['lr'] for g in groups]).to(inputs[0].device)
         xb,yb,values = self.xb,self.yb,[dict(g) for g in groups]

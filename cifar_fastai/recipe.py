@@ -300,17 +300,15 @@ def learner(self:Recipe,
     if 'opt_func' in kwargs: own['splitter'] = trainable_params
     else: own.update(opt_func=self.opt_func(), splitter=self.splitter())
     cbs = L()
-    precision = self.precision_on(dls.device)
     if self.compile:
-        on_cuda,recordable = torch.device(dls.device).type=='cuda',self.opt!='adam' and precision!='fp16'
-        cbs.append(Compile(mode='reduce-overhead' if on_cuda and not recordable else 'default', dynamic=False))
-        if on_cuda and recordable: cbs.append(StepGraphs())
+        mode = 'reduce-overhead' if torch.device(dls.device).type=='cuda' else 'default'
+        cbs.append(Compile(mode=mode, dynamic=False))
     if self.progressive_resize: cbs.append(ProgressiveResize(*self.progressive_resize))
     if self.weight_average: cbs.append(WeightAverage(*self.weight_average))
     if self.l1: cbs.append(L1Penalty(self.l1, self.l1_form))
     kwargs['cbs'] = cbs+L(kwargs.get('cbs'))
     learn = cifar_learner(dls, model, **(own|kwargs))
-    learn.recipe = self
+    learn.recipe,precision = self,self.precision_on(dls.device)
     if precision=='fp32': return learn
     return learn.to_fp16() if precision=='fp16' else learn.to_bf16()
 
