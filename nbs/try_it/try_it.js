@@ -38,13 +38,17 @@ function resizeAxis(source, n, inner, size) {
   const outer = source.length / (n * inner)
   const res = new source.constructor(outer * size * inner)
   const half = source instanceof Uint8Array ? .5 : 0 // integers are rounded
-  triangles(n, size).forEach(({first, weights}, i) => {
-    for (let o = 0; o < outer; o++) for (let c = 0; c < inner; c++) {
-      let sum = 0
-      for (let j = 0; j < weights.length; j++) sum += weights[j] * source[(o * n + first + j) * inner + c]
-      res[(o * size + i) * inner + c] = sum + half
+  const targets = triangles(n, size)
+  for (let o = 0; o < outer; o++) {
+    for (let i = 0; i < size; i++) {
+      const {first, weights} = targets[i]
+      for (let c = 0; c < inner; c++) {
+        let sum = half
+        for (let j = 0; j < weights.length; j++) sum += weights[j] * source[(o * n + first + j) * inner + c]
+        res[(o * size + i) * inner + c] = sum
+      }
     }
-  })
+  }
   return res
 }
 
@@ -85,19 +89,17 @@ async function predict({ort, session, size, threshold}, pixels, target) {
 // Draw the map over the picture, with the heat as opacity, and a contour at half of the maximum
 function overlay(context, map, width, height, inferno) {
   const image = context.getImageData(0, 0, width, height)
-  const inside = i => map[i] >= .5
-  map.forEach((heat, i) => {
-    const x = i % width, y = (i - x) / width
-    const edge = [[-2, 0], [2, 0], [0, -2], [0, 2]].some(([dx, dy]) => {
-      const onPicture = x + dx >= 0 && x + dx < width && y + dy >= 0 && y + dy < height
-      return onPicture && inside(i + dx + dy * width) !== inside(i)
-    })
-    const colour = inferno[Math.round(255 * Math.min(1, Math.max(0, heat)))]
+  const clip = (value, end) => Math.min(Math.max(value, 0), end)
+  const inside = (x, y) => map[clip(y, height - 1) * width + clip(x, width - 1)] >= .5
+  for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) {
+    const white = inside(x, y) // beside black, to be seen over any colour
+    const edge = [inside(x - 2, y), inside(x + 2, y), inside(x, y - 2), inside(x, y + 2)].includes(!white)
+    const colour = inferno[Math.round(255 * clip(map[i], 1))]
     for (let c = 0; c < 3; c++) {
       const under = image.data[4 * i + c]
-      image.data[4 * i + c] = edge ? 255 * inside(i) : under + heat * (colour[c] - under)
+      image.data[4 * i + c] = edge ? 255 * white : under + map[i] * (colour[c] - under)
     }
-  })
+  }
   context.putImageData(image, 0, 0)
 }
 
