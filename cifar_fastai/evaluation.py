@@ -188,7 +188,7 @@ def explain(run, images, data, out, n, n_robust, seed, device):
             print(f'At the end of its training the accuracy was {history.valid_accuracy.iloc[-1]:.2%}. '
                   'Are these the images that it was trained on? See --data')
     if images and df.unlike.any():
-        print(f'{df.unlike.sum():,} of {len(df):,} images are unlike the training images; do not rely on their predictions')
+        print(f'{df.unlike.sum():,} images are unlike the training images; do not rely on their predictions')
     print(f'page: {out} ({out.stat().st_size/1e6:.1f} MB)')
     _report_unreadable('cifar_explain', unreadable)
 

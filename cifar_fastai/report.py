@@ -204,20 +204,19 @@ def _overlay(pixels, m):
     m = np.asarray(Image.fromarray(m).resize(picture.size, Image.BILINEAR)).clip(0, 1)
     return Image.fromarray(overlay_map(np.asarray(picture), m, contour=True)).quantize(128) # a third of the bytes
 
-def _chart(fig, ax=None):
-    "Return a figure, or one of its axes, as an image for the template"
-    box = fig.bbox_inches
-    if ax is not None: box = ax.get_tightbbox().transformed(fig.dpi_scale_trans.inverted()).padded(.06)
-    src = data_uri(partial(fig.savefig, dpi=120, transparent=True, bbox_inches=box))
-    return dict(src=src, width=round(96*box.width), height=round(96*box.height))
+def _charts(fig, boxes):
+    "Return parts of a figure, boxes in inches, as images for the template, and close the figure"
+    srcs = [data_uri(partial(fig.savefig, dpi=120, transparent=True, bbox_inches=o)) for o in boxes]
+    plt.close(fig)
+    return [dict(src=src, width=round(96*o.width), height=round(96*o.height)) for src,o in zip(srcs, boxes)]
 
-def _charts(fig):
+def _chart(fig): return _charts(fig, [fig.bbox_inches])[0]
+
+def _axes_charts(fig):
     "Return each axes of a figure as an image for the template, and close the figure"
     fig.draw_without_rendering() # places the axes
-    fig.set_layout_engine('none')
-    charts = [_chart(fig, ax) for ax in fig.axes]
-    plt.close(fig)
-    return charts
+    to_inches = fig.dpi_scale_trans.inverted()
+    return _charts(fig, [ax.get_tightbbox().transformed(to_inches).padded(.06) for ax in fig.axes])
 
 def _top(row, classes):
     "Return the three most probable classes of a row of `predictions`, each with its probability"
@@ -268,7 +267,7 @@ def _training(history):
         best = history.loc[history.valid_accuracy.idxmax()]
         verdict = (f'Validation accuracy {history.valid_accuracy.iloc[-1]:.1%} after the last epoch, '
                    f'{best.valid_accuracy:.1%} after the best, epoch {best.epoch:.0f}.')
-    return dict(verdict=verdict, epochs=len(history), curves=_charts(fig))
+    return dict(verdict=verdict, epochs=len(history), curves=_axes_charts(fig))
 
 def _mistakes(df, figures, n):
     "Return the most confident mistakes"
@@ -279,7 +278,7 @@ def _mistakes(df, figures, n):
                 figures=[figures[i] for i in wrong.index[:n]])
 
 def _cells(df):
-    "Return the images of up to 100 cells of the confusion matrix, most confident first: largest cells of mistakes first"
+    "Return rows by (true, predicted), most confident first, for up to 100 cells: mistakes before right ones, by size"
     ordered = df.sort_values('p_predicted', ascending=False, kind='stable')
     groups = ordered.groupby(['true','predicted'], observed=True)
     return dict(sorted(groups, key=lambda o: (o[0][0]==o[0][1],-len(o[1])))[:100])
@@ -302,12 +301,8 @@ def _confusion(df, cells, figures):
                   figures=[figures[i] for i in rows.index[:3]]) for k,rows in cells.items()]
     res = dict(verdict=verdict, names=names, largest=largest, cells=shown, chart=None,
                pairs=[dict(o, id=ids[o['true'],o['predicted']]) for o in pairs[:10].to_dict('records')])
-    if len(names)<=25: res['matrix'] = [[cell(true, predicted) for predicted in names] for true in names]
-    else:
-        fig = plot_confusion(df)
-        res['chart'] = _chart(fig)
-        plt.close(fig)
-    return res
+    if len(names)>25: return dict(res, chart=_chart(plot_confusion(df)))
+    return dict(res, matrix=[[cell(true, predicted) for predicted in names] for true in names])
 
 def _per_class(df):
     "Return the scores of each class"
@@ -335,7 +330,7 @@ def _at_temperature(df, temperature):
     return predictions_table(df.file, probs, df.predicted.cat.categories, df.true.cat.codes.values, index=df.index)
 
 def _calibration(df, seed):
-    "Return calibration at several temperatures; one is fitted on half of the images and evaluated on the other half"
+    "Return calibration at several temperatures, one of them fitted on half of the images; the other half is evaluated"
     fit_on,test = halves(df, seed=seed)
     temperatures,fitted = [2.**o for o in np.arange(-2, 2.1, .5)],None
     try:
@@ -355,8 +350,9 @@ def _calibration(df, seed):
         before,after = [o.ece for o in scores.values()]
         verdict = f'A temperature of {fitted:.2f} does not reduce the expected calibration error, {before:.3f}.'
         if after<before:
-            verdict = (f'{"Over" if fitted>1 else "Under"}confident: a temperature of {fitted:.2f} reduces the expected '
-                       f'calibration error from {before:.3f} to {after:.3f}.')
+            wrong = 'Overconfident' if fitted>1 else 'Underconfident'
+            verdict = (f'{wrong}: a temperature of {fitted:.2f} reduces the expected calibration error '
+                       f'from {before:.3f} to {after:.3f}.')
     examples = [dict(picture=_picture(read_image(o.file), '', f'image of {_file_name(o)}'), true=o.true, tops=top)
                 for o,top in zip(shown.itertuples(), zip(*tops))]
     table = pd.DataFrame(scores).T.rename_axis('probabilities')
@@ -378,25 +374,24 @@ def _robustness(learn, dl, n, seed):
     "Return the accuracy on corrupted images with its standard error, and examples"
     n,items = min(n, len(dl.dataset)),dl.dataset.items
     df = robustness(learn, dl, n=n, seed=seed)
-    acc,hardest = df[0].iloc[0],df[5].sort_values()
+    acc,last = df[0].iloc[0],df[5].sort_values()
     some = learn.dls.test_dl([items[i] for i in _evenly(len(items), 4)], with_labels=True, num_workers=0)
     with learn.no_bar():
         clean = _corrupted(learn, some, 'clean', 0, seed)
         examples = {k: [clean]+[_corrupted(learn, some, k, s, seed) for s in range(1, 6)] for k in df.index}
     fig = plot_robustness(df)
     fig.set_size_inches(4.6, 3.6) # readable on a phone
-    chart = _chart(fig)
-    plt.close(fig)
-    verdict = (f'Accuracy at severity 5: lowest with {hardest.index[0]}, {hardest.iloc[0]:.1%}, highest with '
-               f'{hardest.index[-1]}, {hardest.iloc[-1]:.1%}; on clean images {acc:.1%}.')
-    return dict(verdict=verdict, n=n, error=(acc*(1-acc)/n)**.5, lines=chart, examples=examples, accuracies=df,
+    verdict = (f'Accuracy at severity 5: lowest with {last.index[0]}, {last.iloc[0]:.1%}, highest with '
+               f'{last.index[-1]}, {last.iloc[-1]:.1%}; on clean images {acc:.1%}.')
+    return dict(verdict=verdict, n=n, error=(acc*(1-acc)/n)**.5, lines=_chart(fig), examples=examples, accuracies=df,
                 table=df.rename(columns={0:'clean'}))
 
 def _predicted(df):
     "Return the number of images by predicted class"
     counts = df.predicted.value_counts(sort=False).to_frame('images').rename_axis('class')
     o = counts.images.idxmax()
-    return dict(verdict=f'Most images, {counts.images[o]:,} of {len(df):,}, are predicted as {o}.', counts=counts)
+    verdict = f'Most frequent: {o}, predicted for {counts.images[o]:,} of {len(df):,} images.'
+    return dict(verdict=verdict, counts=counts)
 
 def _predictions(df):
     "Return the three most probable classes of the first 200 images"
