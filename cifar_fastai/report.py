@@ -253,8 +253,8 @@ def _plot_epochs(history):
     for ax,what in zip(fig.subplots(1, 3), ('learning rate','loss','accuracy')):
         columns = {'lr': what} if what=='learning rate' else {f'{o}_{what}': o for o in ('train','valid')}
         bars = history.set_index('epoch').reindex(columns=[*columns]).rename(columns=columns)
-        bars.plot.bar(ax=ax, rot=0, width=.85, ylabel=what, legend=what=='loss', color=[okabe_ito[4],okabe_ito[0]])
-        for o in ax.containers: ax.bar_label(o, fmt='%.2g', fontsize=9)
+        bars.plot.bar(ax=ax, rot=0, width=.96, ylabel=what, legend=what=='loss', color=[okabe_ito[4],okabe_ito[0]])
+        for o in ax.containers: ax.bar_label(o, fmt='%.3g', fontsize=9)
         ax.margins(y=.3)
     return fig
 
@@ -284,25 +284,25 @@ def _cells(df):
     return dict(sorted(groups, key=lambda o: (o[0][0]==o[0][1],-len(o[1])))[:100])
 
 def _confusion(df, cells, figures):
-    "Return the confusion matrix, the most confused pairs, and the images of each cell"
+    "Return the confusion matrix of up to 25 classes, the most confused pairs, and the images of each cell"
     counts,pairs = confusion(df),most_confused(df)
-    names,totals = list(counts.index),counts.sum(axis=1)
-    ids = {(true,predicted): f'cell-{names.index(true)}-{names.index(predicted)}' for true,predicted in cells}
-    largest = pairs.share.max() # the diagonal is left out of the colour scale
+    totals,ids = counts.sum(axis=1),{k: f'cell-{i}' for i,k in enumerate(cells)}
+    mistakes = counts*(1-np.eye(len(counts), dtype=int)) # the colour scale leaves out the diagonal
+    shades = (mistakes.div(totals, axis=0)/pairs.share.max()).fillna(0)
+    by_class = pd.Series(mistakes.values.sum(0)+mistakes.values.sum(1), list(counts.index))
+    names = [o for o in counts.index if o in by_class.nlargest(25)]
     def cell(true, predicted):
-        n = counts.loc[true,predicted]
-        shade = 0 if true==predicted or not n else n/totals[true]/largest
-        return dict(n=n, id=ids.get((true,predicted)), shade=shade, true=true, predicted=predicted)
+        return dict(n=counts.loc[true,predicted], shade=shades.loc[true,predicted], id=ids.get((true,predicted)),
+                    true=true, predicted=predicted)
     verdict = 'No two classes are confused.'
     if len(pairs):
         o = pairs.iloc[0]
         verdict = f'Most frequent: {o.true}, taken for {o.predicted}; {o.images:,} images, {o.share:.1%} of {o.true}.'
     shown = [dict(id=ids[k], true=k[0], predicted=k[1], n=len(rows), share=len(rows)/totals[k[0]],
                   figures=[figures[i] for i in rows.index[:3]]) for k,rows in cells.items()]
-    res = dict(verdict=verdict, names=names, largest=largest, cells=shown, chart=None,
-               pairs=[dict(o, id=ids[o['true'],o['predicted']]) for o in pairs[:10].to_dict('records')])
-    if len(names)>25: return dict(res, chart=_chart(plot_confusion(df)))
-    return dict(res, matrix=[[cell(true, predicted) for predicted in names] for true in names])
+    return dict(verdict=verdict, names=names, n_classes=len(counts), largest=pairs.share.max(), cells=shown,
+                matrix=[[cell(true, predicted) for predicted in names] for true in names],
+                pairs=[dict(o, id=ids[o['true'],o['predicted']]) for o in pairs[:10].to_dict('records')])
 
 def _per_class(df):
     "Return the scores of each class"
@@ -355,9 +355,9 @@ def _calibration(df, seed):
                        f'from {before:.3f} to {after:.3f}.')
     examples = [dict(picture=_picture(read_image(o.file), '', f'image of {_file_name(o)}'), true=o.true, tops=top)
                 for o,top in zip(shown.itertuples(), zip(*tops))]
-    table = pd.DataFrame(scores).T.rename_axis('probabilities')
+    table = pd.DataFrame(scores).rename(dict(ece='ECE', mce='MCE', brier='Brier', nll='NLL')).rename_axis('score')
     return dict(verdict=verdict, fitted=fitted, n_fit=len(fit_on), n_test=len(test), steps=steps, examples=examples,
-                scores=table.rename(columns=dict(ece='ECE', mce='MCE', brier='Brier', nll='NLL')))
+                scores=table)
 
 def _corrupted(learn, dl, kind, severity, seed):
     "Return pictures and predictions of the images of a loader, corrupted"
