@@ -18,7 +18,7 @@ from .recipe import *
 from .interpret import *
 from .run import *
 from .report import *
-from .predict import PredictError
+from .predict import PredictError,fit_rejection,is_unlike
 from .export import *
 from .bench import *
 from .host import host_overhead
@@ -150,6 +150,19 @@ def _about(learn, run, images, n_epochs):
     if run.state!='done': epochs += f', {run.state}'
     return f'Recipe {learn.recipe.name}, {epochs}. Evaluated on {which}.'
 
+def _run_facts(run, history):
+    "Return date, seed, device, time and versions of a training; runs of earlier versions may lack some"
+    info = run.info
+    facts = dict(started=info.get('started'), seed=info['recipe'].get('seed'), device=info.get('device_name'),
+                 precision=info.get('precision'), commit=info.get('commit'), **info.get('versions', {}))
+    if 'seconds' in history: facts['time'] = duration(history.seconds.sum())
+    return {k: str(v) for k,v in facts.items() if v not in (None,'')}
+
+def _are_unlike(learn, dl):
+    "Return for each image whether its negative energy is below that of 95 % of the validation images"
+    def logits(dl): return to_np(learn.get_preds(dl=dl, act=noop)[0].float())
+    return is_unlike(logits(dl), fit_rejection(logits(as_dl(learn))))
+
 def explain(run, images, data, out, n, n_robust, seed, device):
     "Write a report of a run, see `cifar_explain`"
     check_device(device)
@@ -164,8 +177,9 @@ def explain(run, images, data, out, n, n_robust, seed, device):
     if (run.path/'history.csv').exists(): history = run.history()
     print(f'{name}: {len(dl.dataset):,} images', flush=True)
     df = predictions(learn, dl)
+    if images: df['unlike'] = _are_unlike(learn, dl)
     explain_page(learn, out, dl, history, f'{name}: what it gets right and wrong', df, n, n_robust, seed,
-                 _about(learn, run, images, len(history)))
+                 _about(learn, run, images, len(history)), _run_facts(run, history))
     if 'true' in df:
         c = calibration(df)
         n_wrong = len(misclassified(df))
@@ -173,6 +187,8 @@ def explain(run, images, data, out, n, n_robust, seed, device):
         if run.state=='done' and not images and len(history) and abs(c.accuracy-history.valid_accuracy.iloc[-1])>.02:
             print(f'At the end of its training the accuracy was {history.valid_accuracy.iloc[-1]:.2%}. '
                   'Are these the images that it was trained on? See --data')
+    if images and df.unlike.any():
+        print(f'{df.unlike.sum():,} images are unlike the training images; do not rely on their predictions')
     print(f'page: {out} ({out.stat().st_size/1e6:.1f} MB)')
     _report_unreadable('cifar_explain', unreadable)
 

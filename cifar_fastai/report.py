@@ -8,14 +8,18 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/report.html.md"""
 from __future__ import annotations
 import base64,io
 from fastai.vision.all import *
+from PIL import ImageOps
 from jinja2 import Environment,PackageLoader,StrictUndefined
+from scipy.special import softmax
 from torchvision.transforms.v2 import functional as TF
 from .core import *
 from .data import *
 from .models import n_params
 from .callbacks import plot_history
+from .heatmap import *
 from .gradcam import *
 from .interpret import *
+from .cam_report import *
 
 # %% auto #0
 __all__ = ['corruptions', 'add_noise', 'blur', 'scale_contrast', 'add_brightness', 'compress_jpeg', 'pixelate', 'occlude',
@@ -181,79 +185,233 @@ def _file_name(o):
     "Return the file name of a row of `predictions`"
     return Path(o.file).name if isinstance(o.file, (str,Path)) else f'image {o.Index}'
 
-def _picture(pixels, alt):
-    "Return pixels [H, W, 3] as an image for the template, at most 160 pixels wide and high"
+_size = 160,160 # of maps, and of pictures that are larger; the aspect ratio is kept
+
+def _image(image, label, alt):
+    "Return a Pillow image for the template"
+    return dict(src=data_uri(image.save), label=label, alt=alt, width=image.width, height=image.height)
+
+def _picture(pixels, label, alt):
+    "Return pixels [H, W, 3] as an image for the template"
     image = Image.fromarray(pixels)
-    image.thumbnail((160,160))
-    return dict(src=data_uri(image.save), alt=alt, width=image.width, height=image.height)
+    image.thumbnail(_size)
+    return _image(image, label, alt)
 
-def _figure(o, pictures):
-    "Return a row of `predictions` with its pictures, a dict from alternative text to pixels, for the template"
-    pictures = [_picture(pixels, alt) for alt,pixels in pictures.items()]
-    return dict(pictures=pictures, caption=prediction_caption(o), file=_file_name(o))
+def _overlay(pixels, m):
+    "Draw a map over pixels [H, W, 3]"
+    picture = Image.fromarray(pixels)
+    picture = ImageOps.contain(picture, _size, Image.NEAREST if max(picture.size)<_size[0] else Image.BILINEAR)
+    m = np.asarray(Image.fromarray(m).resize(picture.size, Image.BILINEAR)).clip(0, 1)
+    return Image.fromarray(overlay_map(np.asarray(picture), m, contour=True)).quantize(128) # a third of the bytes
 
-def _chart(fig):
-    "Return a matplotlib figure as an image for the template, and close it"
-    width,height = fig.get_size_inches()*96
-    src = data_uri(partial(fig.savefig, dpi=120, transparent=True))
+def _charts(fig, boxes):
+    "Return parts of a figure, boxes in inches, as images for the template, and close the figure"
+    srcs = [data_uri(partial(fig.savefig, dpi=120, transparent=True, bbox_inches=o)) for o in boxes]
     plt.close(fig)
-    return dict(src=src, width=round(width), height=round(height))
+    return [dict(src=src, width=round(96*o.width), height=round(96*o.height)) for src,o in zip(srcs, boxes)]
 
-def _mistakes(df, n):
-    "Return misclassified images, confusion matrix, most confused pairs and scores of each class"
+def _chart(fig): return _charts(fig, [fig.bbox_inches])[0]
+
+def _axes_charts(fig):
+    "Return each axes of a figure as an image for the template, and close the figure"
+    fig.draw_without_rendering() # places the axes
+    to_inches = fig.dpi_scale_trans.inverted()
+    return _charts(fig, [ax.get_tightbbox().transformed(to_inches).padded(.06) for ax in fig.axes])
+
+def _top(row, classes):
+    "Return the three most probable classes of a row of `predictions`, each with its probability"
+    return [(classes[i],row.probs[i]) for i in np.argsort(-row.probs, kind='stable')[:3]]
+
+def _maps(learn, rows, column):
+    "Return the maps of rows of `predictions` for the classes in a column, [N, H, W]"
+    codes,maps = torch.tensor(rows[column].cat.codes.values, dtype=torch.long),[]
+    with GradCAM(learn.model) as cam:
+        for (x,*_),target in zip(learn.dls.test_dl(list(rows.file), bs=64), codes.split(64)):
+            maps.append(cam(x, target.tolist()).cpu())
+    return torch.cat(maps).numpy()
+
+def _figures(learn, rows):
+    "Return pictures, maps, captions and top classes of rows by their index, and why there are no maps"
+    columns,maps,error = [o for o in ('predicted','true') if o in rows],{},''
+    try: maps = {o: _maps(learn, rows, o) for o in columns}
+    except ValueError as e: error = str(e)
+    res = {}
+    for i,o in enumerate(rows.itertuples()):
+        name,pixels = _file_name(o),read_image(o.file)
+        pictures = [_picture(pixels, 'image', f'image of {name}')]
+        by_class = {getattr(o, column): m[i] for column,m in maps.items()} # one map if the prediction is right
+        for k,m in by_class.items():
+            pictures.append(_image(_overlay(pixels, m), f'map for {k}', f'map for {k} of {name}'))
+        res[o.Index] = dict(pictures=pictures, caption=prediction_caption(o), file=name,
+                            top=_top(o, rows.predicted.cat.categories), unlike=getattr(o, 'unlike', False))
+    return res,error
+
+# %% ../nbs/28_report.ipynb #eb49744c
+def _plot_epochs(history):
+    "Plot the few epochs of a short run as bars; a line would be a point or two"
+    fig = plt.figure(figsize=(9,2.8), layout='constrained')
+    for ax,what in zip(fig.subplots(1, 3), ('learning rate','loss','accuracy')):
+        columns = {'lr': what} if what=='learning rate' else {f'{o}_{what}': o for o in ('train','valid')}
+        bars = history.set_index('epoch').reindex(columns=[*columns]).rename(columns=columns)
+        bars.plot.bar(ax=ax, rot=0, width=.96, ylabel=what, legend=what=='loss', color=[okabe_ito[4],okabe_ito[0]])
+        for o in ax.containers: ax.bar_label(o, fmt='%.3g', fontsize=9)
+        ax.margins(y=.3)
+    return fig
+
+def _training(history):
+    "Return curves, or bars for a short run"
+    if len(history)<4: fig = _plot_epochs(history)
+    else: fig = plot_history({'': history}, plt.figure(figsize=(9,2.8), layout='constrained'))
+    verdict = f'Epochs: {len(history)}.'
+    if 'valid_accuracy' in history:
+        best = history.loc[history.valid_accuracy.idxmax()]
+        verdict = (f'Validation accuracy {history.valid_accuracy.iloc[-1]:.1%} after the last epoch, '
+                   f'{best.valid_accuracy:.1%} after the best, epoch {best.epoch:.0f}.')
+    return dict(verdict=verdict, epochs=len(history), curves=_axes_charts(fig))
+
+def _mistakes(df, figures, n):
+    "Return the most confident mistakes"
     wrong = misclassified(df)
-    def figure(o): return _figure(o, {f'{o.true}, taken for {o.predicted}': read_image(o.file)})
-    figures = list(map(figure, wrong[:n].itertuples()))
-    pairs = most_confused(df)[:10].astype(dict(true=str, predicted=str))
-    return dict(n=len(wrong), figures=figures, confusion=_chart(plot_confusion(df)),
-                pairs=pairs.set_index('true').rename_axis('true class'), classes=per_class(df))
+    verdict = (f'{len(wrong):,} of {len(df):,} images are misclassified ({len(wrong)/len(df):.1%}), '
+               f'{(wrong.p_predicted>.9).sum():,} of them with a probability above 90%.')
+    return dict(verdict=verdict if len(wrong) else 'No image is misclassified.', n=len(wrong),
+                figures=[figures[i] for i in wrong.index[:n]])
 
-def _maps(learn, rows):
-    "Return class activation maps of rows of `predictions`, or why there are none"
-    try: maps = class_maps(learn, rows)
-    except ValueError as e: return dict(error=e)
-    figures = []
-    for o,(picture,predicted,true) in zip(rows.itertuples(), maps):
-        name = _file_name(o)
-        pictures = {f'image of {name}': picture, f'map for {o.predicted} of {name}': predicted}
-        if true is not None: pictures[f'map for {o.true} of {name}'] = true
-        figures.append(_figure(o, pictures))
-    return dict(error=None, figures=figures)
+def _cells(df):
+    "Return rows by (true, predicted), most confident first, for up to 100 cells: mistakes before right ones, by size"
+    ordered = df.sort_values('p_predicted', ascending=False, kind='stable')
+    groups = ordered.groupby(['true','predicted'], observed=True)
+    return dict(sorted(groups, key=lambda o: (o[0][0]==o[0][1],-len(o[1])))[:100])
+
+def _confusion(df, cells, figures):
+    "Return the confusion matrix of up to 25 classes, the most confused pairs, and the images of each cell"
+    counts,pairs = confusion(df),most_confused(df)
+    totals,ids = counts.sum(axis=1),{k: f'cell-{i}' for i,k in enumerate(cells)}
+    mistakes = counts*(1-np.eye(len(counts), dtype=int)) # the colour scale leaves out the diagonal
+    shades = (mistakes.div(totals, axis=0)/pairs.share.max()).fillna(0)
+    by_class = pd.Series(mistakes.values.sum(0)+mistakes.values.sum(1), list(counts.index))
+    names = [o for o in counts.index if o in by_class.nlargest(25)]
+    def cell(true, predicted):
+        return dict(n=counts.loc[true,predicted], shade=shades.loc[true,predicted], id=ids.get((true,predicted)),
+                    true=true, predicted=predicted)
+    verdict = 'No two classes are confused.'
+    if len(pairs):
+        o = pairs.iloc[0]
+        verdict = f'Most frequent: {o.true}, taken for {o.predicted}; {o.images:,} images, {o.share:.1%} of {o.true}.'
+    shown = [dict(id=ids[k], true=k[0], predicted=k[1], n=len(rows), share=len(rows)/totals[k[0]],
+                  figures=[figures[i] for i in rows.index[:3]]) for k,rows in cells.items()]
+    return dict(verdict=verdict, names=names, n_classes=len(counts), largest=pairs.share.max(), cells=shown,
+                matrix=[[cell(true, predicted) for predicted in names] for true in names],
+                pairs=[dict(o, id=ids[o['true'],o['predicted']]) for o in pairs[:10].to_dict('records')])
+
+def _per_class(df):
+    "Return the scores of each class"
+    scores = per_class(df)
+    low,high = scores.recall.idxmin(),scores.recall.idxmax()
+    verdict = f'Lowest recall: {low}, {scores.recall[low]:.3f}. Highest: {high}, {scores.recall[high]:.3f}.'
+    return dict(verdict=verdict, table=scores)
+
+# %% ../nbs/28_report.ipynb #4eef7608
+def _check_maps(learn, df, seed):
+    "Return a sentence on what the maps depend on: the head, all weights, the class"
+    rows = df.iloc[_evenly(len(df), 48)]
+    if len(rows)<8: return 'These are too few images to check what the maps depend on.'
+    x = learn.dls.test_dl(list(rows.file), bs=len(rows)).one_batch()[0].as_subclass(Tensor)
+    def explain(model, x, target):
+        with GradCAM(model) as cam: return cam(x, target)
+    target = torch.tensor(rows.predicted.cat.codes.values, dtype=torch.long, device=x.device)
+    similarity = cam_randomisation(explain, learn.model, x, target, steps=2, seeds=1, samples=1, seed=seed)
+    return str(CamReport('Grad-CAM', None, similarity))
+
+def _at_temperature(df, temperature):
+    "Return predictions with the logits divided by a temperature"
+    probs = np.stack(df.probs).astype(float)
+    probs = softmax(np.log(np.maximum(probs, np.finfo(np.float32).tiny))/temperature, 1)
+    return predictions_table(df.file, probs, df.predicted.cat.categories, df.true.cat.codes.values, index=df.index)
 
 def _calibration(df, seed):
-    "Return calibration on one half of `df` before and after temperature scaling on the other half"
+    "Return calibration at several temperatures, one of them fitted on half of the images; the other half is evaluated"
     fit_on,test = halves(df, seed=seed)
-    error = None
+    temperatures,fitted = [2.**o for o in np.arange(-2, 2.1, .5)],None
     try:
-        tables = {'as trained': test, f'at temperature {fit_temperature(fit_on):.2f}': with_temperature(test, fit_on)}
-        scores = {k: calibration(o) for k,o in tables.items()}
-    except ValueError as e:
-        error,tables = e,{'as trained': df}
-        scores = {'as trained': calibration(df)}
-    scores = pd.DataFrame(scores).T.rename_axis('probabilities')
-    return dict(error=error, n_fit=len(fit_on), n_test=len(test), diagram=_chart(plot_calibration(tables)),
-                scores=scores.rename(columns=dict(ece='ECE', mce='MCE', brier='Brier', nll='NLL')))
+        if not len(test): raise ValueError('There is no second half to evaluate it on.')
+        fitted = fit_temperature(fit_on)
+        temperatures = sorted([*temperatures,fitted])
+    except ValueError as e: verdict,test = f'No temperature was fitted. {e}',df
+    steps,tops = {},[]
+    shown = test.sort_values('p_predicted').iloc[_evenly(len(test), 4)]
+    for t in temperatures:
+        scaled = _at_temperature(test, t)
+        steps[t] = dict(scores=calibration(scaled), bins=calibration_curve(scaled))
+        tops.append([_top(o, df.predicted.cat.categories) for o in scaled.loc[shown.index].itertuples()])
+    scores = {'as trained': steps[1]['scores']}
+    if fitted:
+        scores[f'at temperature {fitted:.2f}'] = steps[fitted]['scores']
+        before,after = [o.ece for o in scores.values()]
+        verdict = f'A temperature of {fitted:.2f} does not reduce the expected calibration error, {before:.3f}.'
+        if after<before:
+            wrong = 'Overconfident' if fitted>1 else 'Underconfident'
+            verdict = (f'{wrong}: a temperature of {fitted:.2f} reduces the expected calibration error '
+                       f'from {before:.3f} to {after:.3f}.')
+    examples = [dict(picture=_picture(read_image(o.file), '', f'image of {_file_name(o)}'), true=o.true, tops=top)
+                for o,top in zip(shown.itertuples(), zip(*tops))]
+    table = pd.DataFrame(scores).rename(dict(ece='ECE', mce='MCE', brier='Brier', nll='NLL')).rename_axis('score')
+    return dict(verdict=verdict, fitted=fitted, n_fit=len(fit_on), n_test=len(test), steps=steps, examples=examples,
+                scores=table)
+
+def _corrupted(learn, dl, kind, severity, seed):
+    "Return pictures and predictions of the images of a loader, corrupted"
+    if severity>0: dl = corrupt_dl(dl, kind, severity, seed)
+    pixels = dl.after_batch.decode(TensorImage(dl.one_batch()[0])).as_subclass(Tensor)
+    if pixels.is_floating_point(): pixels = 255*pixels.clamp(0, 1)
+    pixels = to_np(pixels.byte().expand(-1,3,-1,-1).permute(0,2,3,1))
+    def example(pixels, o):
+        return dict(picture=_picture(pixels, '', f'{o.true}, {kind} at severity {severity}'), wrong=o.true!=o.predicted,
+                    caption=f'{o.predicted} {o.p_predicted:.0%}')
+    return list(map(example, pixels, predictions(learn, dl).itertuples()))
 
 def _robustness(learn, dl, n, seed):
-    "Return the accuracy on corrupted images and its standard error"
-    n = min(n, len(dl.dataset))
+    "Return the accuracy on corrupted images with its standard error, and examples"
+    n,items = min(n, len(dl.dataset)),dl.dataset.items
     df = robustness(learn, dl, n=n, seed=seed)
-    acc = df[0].iloc[0]
-    return dict(n=n, error=(acc*(1-acc)/n)**.5, lines=_chart(plot_robustness(df)), table=df.rename(columns={0:'clean'}))
+    acc,last = df[0].iloc[0],df[5].sort_values()
+    some = learn.dls.test_dl([items[i] for i in _evenly(len(items), 4)], with_labels=True, num_workers=0)
+    with learn.no_bar():
+        clean = _corrupted(learn, some, 'clean', 0, seed)
+        examples = {k: [clean]+[_corrupted(learn, some, k, s, seed) for s in range(1, 6)] for k in df.index}
+    fig = plot_robustness(df)
+    fig.set_size_inches(4.6, 3.6) # readable on a phone
+    verdict = (f'Accuracy at severity 5: lowest with {last.index[0]}, {last.iloc[0]:.1%}, highest with '
+               f'{last.index[-1]}, {last.iloc[-1]:.1%}; on clean images {acc:.1%}.')
+    return dict(verdict=verdict, n=n, error=(acc*(1-acc)/n)**.5, lines=_chart(fig), examples=examples, accuracies=df,
+                table=df.rename(columns={0:'clean'}))
 
 def _predicted(df):
-    "Return the number of images by predicted class, and the first 200 predictions"
+    "Return the number of images by predicted class"
     counts = df.predicted.value_counts(sort=False).to_frame('images').rename_axis('class')
-    rows = df[:200].astype(dict(predicted=str)).rename(columns=dict(p_predicted='probability'))
-    rows.index = pd.Index(map(_file_name, rows.itertuples()), name='file')
-    return dict(counts=counts, rows=rows[['predicted','probability']])
+    o = counts.images.idxmax()
+    verdict = f'Most frequent: {o}, predicted for {counts.images[o]:,} of {len(df):,} images.'
+    return dict(verdict=verdict, counts=counts)
 
-def _render(sections):
+def _predictions(df):
+    "Return the three most probable classes of the first 200 images"
+    shown = df[:200]
+    rows = [[f'{k} {p:.1%}' for k,p in _top(o, df.predicted.cat.categories)] for o in shown.itertuples()]
+    table = pd.DataFrame(rows, pd.Index(map(_file_name, shown.itertuples()), name='file'))
+    table.columns = ['first','second','third'][:table.shape[1]]
+    verdict = f'The mean probability of the predicted class is {df.p_predicted.mean():.1%}.'
+    if 'unlike' in df:
+        table['note'] = np.where(shown.unlike, 'unlike the training images', '')
+        verdict = f'{df.unlike.sum():,} of {len(df):,} images are unlike the training images.'
+    return dict(verdict=verdict, rows=table)
+
+def _render(page):
     "Return the HTML of the template"
     env = Environment(loader=PackageLoader('cifar_fastai'), autoescape=True, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True)
-    env.filters['number'] = _number
-    return env.get_template('report.html').render(sections)
+    env.filters.update(number=_number, percent='{:.1%}'.format)
+    colours = [f'rgb({r:.0f},{g:.0f},{b:.0f})' for r,g,b in inferno(np.linspace(0, 1, 9))]
+    return env.get_template('report.html').render(page, colours=colours)
 
 # %% ../nbs/28_report.ipynb #476e78be
 def explain_page(
@@ -262,32 +420,48 @@ def explain_page(
     dl=None, # Images: a loader, or a folder as for `folder_dl`; None is the validation set
     history:pd.DataFrame|None=None, # Epochs of the training, from `History.frame`; None omits the curves
     title:str='What the network does', # Heading
-    table:pd.DataFrame|None=None, # `predictions` of these images, if available; None computes them
+    table:pd.DataFrame|None=None, # `predictions` of these images; a column `unlike` marks images to warn of
     n:int=12, # Maximum number of images in each gallery
     n_robust:int=500, # Number of images for the robustness, evenly spaced over all; 0 omits it
     seed:int=0, # Seed of halves, noise and positions
-    about:str='' # Text below the heading, such as a description of network and images
+    about:str='', # Text below the heading, such as a description of network and images
+    facts:dict|None=None # Facts of the training below the text, such as its date, versions, seed, device and time
 ) -> Path: # The file
-    "Write a self-contained HTML report: scores, curves, mistakes, class activation maps, calibration, robustness"
+    """Write a self-contained HTML report: scores, curves, mistakes, class activation maps, calibration, robustness
+
+    Each section starts with a sentence on its result; the contents list all of them."""
     _check_learner('explain_page', learn)
     dl,path = as_dl(learn, dl),Path(path).expanduser()
     df = predictions(learn, dl) if table is None else table
     if list(map(image_key, df.file))!=list(map(image_key, dl.dataset.items)):
         raise ValueError('explain_page: `table` is not of the images of `dl`; pass their predictions in the same order')
+    has_labels,sections = 'true' in df,{}
     numbers = {'images': len(df), 'classes': len(df.predicted.cat.categories),
                'parameters': n_params(learn.model), 'mean confidence': df.p_predicted.mean()}
-    sections = dict(title=title, about=about, numbers=numbers, has_labels='true' in df)
-    if history is not None and len(history):
-        fig = plot_history({'': history}, plt.figure(figsize=(11,3.2), layout='constrained'))
-        sections['training'] = dict(epochs=len(history), curves=_chart(fig))
-    if 'true' in df:
-        c = calibration(df)
-        numbers.update({'accuracy': c.accuracy, 'misclassified': len(misclassified(df)),
+    if 'unlike' in df: numbers['unlike the training images'] = df.unlike.sum()
+    if history is not None and len(history): sections['Training'] = _training(history)
+    if has_labels:
+        c,wrong,losses = calibration(df),misclassified(df),top_losses(df)[:n]
+        numbers.update({'accuracy': c.accuracy, 'misclassified': len(wrong),
                         'expected calibration error': c.ece, 'negative log-likelihood': c.nll, 'Brier score': c.brier})
-        maps = _maps(learn, top_losses(df)[:n])
-        sections.update(mistakes=_mistakes(df, n), maps=maps, calibration=_calibration(df, seed))
-        if n_robust: sections['robustness'] = _robustness(learn, dl, n_robust, seed)
-    else: sections.update(maps=_maps(learn, df.iloc[_evenly(len(df), n)]), predicted=_predicted(df))
+        cells = _cells(df)
+        rows = pd.concat([losses,wrong[:n],*(o[:3] for o in cells.values())])
+        figures,error = _figures(learn, rows[~rows.index.duplicated()])
+        sections['Misclassified images'] = _mistakes(df, figures, n)
+        sections['Confusion matrix'] = _confusion(df, cells, figures)
+        sections['Per-class metrics'] = _per_class(df)
+        shown = [figures[i] for i in losses.index]
+    else:
+        figures,error = _figures(learn, df.iloc[_evenly(len(df), n)])
+        shown = list(figures.values())
+    verdict = f'No maps: {error}' if error else _check_maps(learn, df, seed)
+    sections['Class activation maps'] = dict(verdict=verdict, error=error, figures=shown)
+    if has_labels:
+        sections['Calibration'] = _calibration(df, seed)
+        if n_robust: sections['Robustness'] = _robustness(learn, dl, n_robust, seed)
+    else: sections.update({'Predicted classes': _predicted(df), 'Predictions': _predictions(df)})
+    page = _render(dict(title=title, about=about, numbers=numbers, facts=facts or {}, has_labels=has_labels,
+                        has_unlike='unlike' in df, sections=sections))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_render(sections), encoding='utf-8', errors='replace') # file names may not be valid Unicode
+    path.write_text(page, encoding='utf-8', errors='replace') # file names may not be valid Unicode
     return path
