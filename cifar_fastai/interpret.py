@@ -10,6 +10,7 @@ import inspect
 from fastai.vision.all import *
 from scipy.optimize import brentq
 from scipy.special import softmax
+from scipy.stats import binomtest
 from .codec import ImageError,image_files
 from .core import *
 from .data import *
@@ -242,13 +243,18 @@ def plot_confusion(
     learn:Learner, # A trained learner, or its `predictions`
     dl=None # Labelled images; None is the validation set
 ) -> plt.Figure: # Rows are true classes, columns predicted classes
-    "Plot the confusion matrix as fractions of each true class. Above 25 classes, a colour bar replaces the numbers"
+    """Plot the confusion matrix as fractions of each true class. The colours show the confusions, not the diagonal
+
+    Above 25 classes, a colour bar replaces the numbers."""
     counts = confusion(learn, dl)
     share = counts.div(counts.sum(axis=1), axis=0).values
+    diagonal = (counts.index.values[:,None]==counts.columns.values)|np.isnan(share)
+    largest = share[~diagonal].max(initial=0) or 1.
     k = len(counts)
     side = min(.5*k, 12.5)
     fig,ax = plt.subplots(figsize=(side+1.7,side+1.2), layout='constrained')
-    im = ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
+    im = ax.imshow(np.where(diagonal, np.nan, share), cmap='Blues', vmin=0, vmax=largest)
+    ax.set_facecolor('0.9')
     text = dict(fontsize=9, parse_math=False) # class names may contain a $
     ax.set_xticks(range(k), counts.columns, rotation=45, ha='right', rotation_mode='anchor', **text)
     ax.set_yticks(range(k), counts.index, **text)
@@ -258,7 +264,8 @@ def plot_confusion(
         return fig
     for i,j in np.argwhere(~np.isnan(share)):
         number = f'{share[i,j]:.2f}' if share[i,j] else '0'
-        ax.text(j, i, number, ha='center', va='center', fontsize=9, color=_text_color(im.cmap(share[i,j])))
+        color = 'black' if diagonal[i,j] else _text_color(im.cmap(im.norm(share[i,j])))
+        ax.text(j, i, number, ha='center', va='center', fontsize=9, color=color)
     return fig
 
 # %% ../nbs/21_interpret.ipynb #bd54c11e
@@ -379,8 +386,8 @@ def plot_calibration(
     learn, # A trained learner, its `predictions`, or a dict of several by name
     dl=None, # Labelled images; None is the validation set
     bins:int=15 # As for `calibration_curve`
-) -> plt.Figure: # Accuracy by confidence, and below the fraction of the images, side by side for several
-    "Plot a reliability diagram, titled with expected calibration error and negative log-likelihood"
+) -> plt.Figure: # Accuracy by confidence, and below the number of images, side by side for several
+    "Plot a reliability diagram with 95 % intervals, titled with calibration error and negative log-likelihood"
     named = learn if isinstance(learn, dict) else {'': learn}
     tables = {k: _labelled('plot_calibration', o, dl) for k,o in named.items()}
     width = max(5, 3.4*len(tables)+.6)
@@ -393,15 +400,19 @@ def plot_calibration(
         top.bar(height=curve.accuracy, color=okabe_ito[4], edgecolor='white', label='accuracy', **bar)
         top.bar(height=curve.confidence-curve.accuracy, bottom=curve.accuracy, facecolor='none', edgecolor=okabe_ito[1],
                 hatch='////', label='gap to the mean confidence', **bar)
+        n_right = (curve.accuracy*curve.images).round().astype(int)
+        interval = [binomtest(k, n).proportion_ci(method='wilson') for k,n in zip(n_right, curve.images)]
+        middle,low,high = (curve.low+curve.high)/2,[o.low for o in interval],[o.high for o in interval]
+        top.vlines(middle, low, high, color='black', lw=1, label='95 % interval')
         top.plot([0,1], [0,1], color='black', lw=1, ls='--', label='calibrated')
         title = f'ECE {scores.ece:.3f}, NLL {scores.nll:.3f}'
         top.set_title(f'{name}\n{title}' if name else title, fontsize=9, parse_math=False)
         top.set(xlim=(0,1), ylim=(0,1))
-        below.bar(height=curve.images/len(df), color='grey', edgecolor='white', **bar)
-        below.set(xlabel='confidence', ylim=(0,1))
+        below.bar(height=curve.images, color='grey', edgecolor='white', **bar)
+        below.set(xlabel='confidence', yscale='log')
     axs[0,0].set_ylabel('accuracy')
-    axs[1,0].set_ylabel('fraction of\nimages')
-    fig.legend(*axs[0,0].get_legend_handles_labels(), fontsize=9, loc='outside lower center', ncols=3)
+    axs[1,0].set_ylabel('images')
+    fig.legend(*axs[0,0].get_legend_handles_labels(), fontsize=9, loc='outside lower center', ncols=2)
     return fig
 
 # %% ../nbs/21_interpret.ipynb #fa324639
