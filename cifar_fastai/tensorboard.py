@@ -47,6 +47,7 @@ class TensorBoardLog(FitCallback):
         self.writer = SummaryWriter(self.log_dir)
 
     def cleanup(self):
+        self._valid = []
         if not self.writer: return
         self._write_steps() # of an unfinished epoch
         self.writer.close()
@@ -113,28 +114,38 @@ class TensorBoardLog(FitCallback):
         if x.ndim!=4 or x.shape[1] not in (1,3): return
         pixels = self._pixels(x[:self.n_images])
         pixels = F.interpolate(pixels, scale_factor=math.ceil(128/min(pixels.shape[2:]))) # by nearest neighbour
-        self.writer.add_image('images/train', make_grid(pixels, nrow=math.ceil(len(x)**.5), pad_value=1), self.n_steps)
+        grid = make_grid(pixels, nrow=math.ceil(len(pixels)**.5), pad_value=1)
+        self.writer.add_image('images/train', grid, self.n_steps)
 
     def _note_predictions(self):
         "Keep up to five images of a validation batch with their classes, and all true and predicted classes"
-        n_classes = len(getattr(self.dls, 'vocab', None) or ())
-        if not self.n_images or not self.yb or self.y.ndim!=1: return
-        if getattr(self.pred, 'shape', None)!=(len(self.y),n_classes): return
-        step = math.ceil(len(self.y)/5)
-        self._valid.append((self.x[::step].clone(), self.y[::step], self.y, self.pred.argmax(1)))
+        if not self.n_images or len(self.yb)!=1: return
+        x,y,n_classes = self.xb[0],self.yb[0],len(getattr(self.dls, 'vocab', None) or ())
+        shapes = [getattr(o, 'shape', None) for o in (y,self.pred)]
+        if getattr(x, 'ndim', 0)!=4 or shapes!=[(len(x),),(len(x),n_classes)]: return # not an image classifier
+        step = math.ceil(len(x)/5)
+        self._valid.append((x[::step].clone(), y[::step], y, self.pred.argmax(1)))
 
     def _write_predictions(self):
         "Write the confusion matrix of the last epoch, and the maps of five images"
         vocab = list(self.dls.vocab)
         x,x_true,*classes = (torch.cat(o).detach().cpu().as_subclass(Tensor) for o in zip(*self._valid))
         table = {k: pd.Categorical.from_codes(v, vocab) for k,v in zip(('true','predicted'), classes)}
-        self.writer.add_figure('valid/confusion', plot_confusion(pd.DataFrame(table)), self.n_steps)
+        self._write_figure('valid/confusion', plot_confusion(pd.DataFrame(table)))
         step = math.ceil(len(x)/5)
         x = to_float(x[::step])
-        pictures = to_np(self._pixels(x).expand(-1,3,-1,-1).permute(0,2,3,1))
-        try: fig = plot_cams(inference_copy(self.model), x, pictures, vocab=vocab, true=x_true[::step])
+        try:
+            pictures = to_np(self._pixels(x).expand(-1,3,-1,-1).permute(0,2,3,1))
+            fig = plot_cams(inference_copy(self.model), x, pictures, vocab=vocab, true=x_true[::step])
         except Exception as e: return warnings.warn(f'TensorBoardLog: no class activation maps: {e}')
-        self.writer.add_figure('valid/maps', fig, self.n_steps)
+        self._write_figure('valid/maps', fig)
+
+    def _write_figure(self, tag, fig):
+        "Write a figure with all of its labels, which `add_figure` may cut off"
+        buf = io.BytesIO()
+        fig.savefig(buf, dpi=150, bbox_inches='tight', facecolor='white')
+        plt.close(fig)
+        self.writer.add_image(tag, np.asarray(Image.open(buf).convert('RGB')), self.n_steps, dataformats='HWC')
 
     def _write_graph(self, xb):
         xb = tuple(to_float(x[:1].detach().cpu().as_subclass(Tensor)) for x in xb)
@@ -151,8 +162,8 @@ class TensorBoardLog(FitCallback):
 
     def _write_charts(self, tags):
         "Let the custom scalars of TensorBoard show training and validation in one chart for each metric"
-        metrics = dict.fromkeys(o.split('/')[0] for o in tags if o.endswith(('/train','/valid')))
-        charts = {o: ['Multiline', [f'{o}/train', f'{o}/valid']] for o in metrics}
+        pairs = {o[:-6]: [f'{o[:-6]}/train', o] for o in tags if o.endswith('/valid')}
+        charts = {k: ['Multiline', pair] for k,pair in pairs.items() if pair[0] in tags}
         self.writer.add_custom_scalars({'training and validation': charts})
 
     def _write_hparams(self, metrics):
