@@ -233,8 +233,7 @@ def _blocks(gr, predictors, max_mb):
                 image = gr.Image(first and Image.open(first), type='filepath', format='png', label='Image',
                                  sources=['upload','clipboard'], elem_id='cf-image', buttons=[])
                 _sample_buttons(gr, samples, image)
-            with gr.Column(elem_id='cf-answer'):
-                out = gr.HTML(_answer_html(predictors, first, max_mb=max_mb), padding=False)
+            with gr.Column(elem_id='cf-answer'): out = gr.HTML(_answer_html(predictors, first), padding=False)
             with gr.Column(elem_id='cf-options'):
                 models = gr.CheckboxGroup(names, value=names, label='Models', visible=len(names)>1)
                 with gr.Row():
