@@ -6,7 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/app.html.md"""
 
 # %% ../nbs/39_app.ipynb #3f160a07
 from __future__ import annotations
-import base64,io,itertools,jinja2,logging,os,re,signal,socket,sys,tempfile,threading,webbrowser
+import base64,cifar_fastai,io,itertools,jinja2,logging,os,re,signal,socket,sys,tempfile,threading,webbrowser
+from functools import partial
 from pathlib import Path
 import numpy as np
 from PIL import Image
@@ -21,16 +22,17 @@ __all__ = ['explain', 'page_app', 'cifar_app']
 # %% ../nbs/39_app.ipynb #6abe6ff5
 _formats = ('PNG','JPEG','GIF','WEBP','BMP','TIFF','PPM')
 _max_pixels,_max_side = 25_000_000,1024
+_mb = 2**20 # bytes, as in Gradio's messages
 
 def _read_upload(
     path, # Image file
-    max_mb:float=10., # Largest file, in MB
+    max_mb:float=10., # Largest file, in MB of 2**20 bytes
     max_pixels:int=_max_pixels # Most pixels, each of which takes 3 to 20 bytes when it is decoded
 ) -> tuple: # uint8 pixels [H, W, 3], at most 1024 on the longer side; and a note on the pages that were left out, or ''
     "Decode an uploaded image. Raise `PredictError`, with a message of one line, if it is invalid or too large"
     file = Path(path)
     def error(reason): return PredictError(f'{file.name}: {reason}')
-    try: mb = file.stat().st_size/1e6
+    try: mb = file.stat().st_size/_mb
     except OSError: raise error('the file is missing. Upload it again') from None
     if mb>max_mb: raise error(f'{mb:.1f} MB, and the limit is {max_mb:g} MB. Reduce its size')
     too_large = f'the limit is {max_pixels:,} pixels. Reduce its size'
@@ -81,17 +83,11 @@ def explain(
 
 # %% ../nbs/39_app.ipynb #f50360d6
 def _sample_files(
-    classes, # Class names of a model
-    n:int=10 # Largest number of files
-) -> list: # Image files, alternating between the classes; [] if no known data set has these classes
-    "List test images of the digits or CIFAR-10 for a model with these classes; none where fastai is not installed"
-    try: from cifar_fastai.data import cifar10_classes,fastai_path,get_digits
-    except ImportError: return []
-    if set(classes)<=set('0123456789'): path = get_digits()
-    elif set(classes)<=set(cifar10_classes): path = fastai_path('data')/'cifar10'
-    else: return []
-    by_class = [sorted((path/'test'/c).glob('*.png'))[:n] for c in classes]
-    return [o for row in itertools.zip_longest(*by_class) for o in row if o is not None][:n]
+    classes # Class names of a model
+) -> dict: # Class -> image file; {} if the library has no sample of these classes
+    "List the samples of CIFAR-10 and the digits that belong to these classes"
+    files = {o.stem: o for o in (Path(cifar_fastai.__file__).parent/'samples').glob('*.png')}
+    return {o: files[o] for o in classes if o in files}
 
 # %% ../nbs/39_app.ipynb #6e4a8bb2
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('cifar_fastai'), autoescape=True, trim_blocks=True)
@@ -119,10 +115,8 @@ def _card(name, predictor, image, layer, method, target, tta, note):
         target = None
     res = explain(predictor, image, layer, method, target, tta)
     images = {f'input, {predictor.size}x{predictor.size}': res['picture']}
-    if res['map']:
-        images[f'map for {res["target"]}: {"last layer" if layer=="last" else layer}, {method}'] = res['map']
-        images['overlay'] = res['overlay']
-    return dict(name=name, images=images, notes=notes, **{k: res[k] for k in ('top','unlike','map')})
+    if res['map']: images.update(map=res['map'], overlay=res['overlay'])
+    return dict(res, name=name, images=images, notes=notes, layer=layer, method=method)
 
 def _answer_html(
     predictors:dict, # Name -> `Predictor` or `TorchPredictor`
@@ -131,7 +125,7 @@ def _answer_html(
     method:str='gradcam', # One of its `methods`
     target:str|None=None, # Class of the maps; None: the predicted class
     tta:bool=False, # Use test-time augmentation?
-    max_mb:float=10. # Largest file, in MB
+    max_mb:float=10. # Largest file, in MB of 2**20 bytes
 ) -> str: # HTML: a card for each model, or an error
     "Return the answer to an upload. Unexpected exceptions are logged, and not raised"
     if not path: return _render(hint='Drop an image, or pick one.')
@@ -179,7 +173,7 @@ class _Guard:
         if b'transfer-encoding' in headers or not length.isdigit():
             await self._refuse(with_headers, 411, 'the request does not declare its length')
         elif int(length)>self.max_bytes:
-            reason = f'{int(length)/1e6:.1f} MB, and the limit is {self.max_bytes/1e6:g} MB'
+            reason = f'{int(length)/_mb:.1f} MB, and the limit is {self.max_bytes/_mb:.3g} MB'
             await self._refuse(with_headers, 413, reason)
         elif scope['path']=='/': await self._page(scope, receive, with_headers)
         else: await self.app(scope, receive, with_headers)
@@ -208,12 +202,12 @@ def _refuse_urls(gr, component):
         return await to_cache(path)
     component.async_move_resource_to_block_cache = upload_to_cache
 
-def _sample_input(gr, samples, image):
-    "Add a row of sample images that can be picked"
-    thumbnails = gr.Dataset(components=[gr.Image(visible=False, format='png')], samples=[[str(o)] for o in samples],
-                            type='index', label='Or one of these', elem_id='cf-samples')
-    def pick(i): return np.asarray(Image.open(samples[i]))
-    thumbnails.click(pick, thumbnails, image, api_visibility='private', queue=False)
+def _sample_buttons(gr, samples, image):
+    "Add a button for each sample, which has its class as name"
+    with gr.Row(elem_id='cf-samples'):
+        for k,v in samples.items():
+            button = gr.Button(k, icon=v, size='sm', min_width=0)
+            button.click(partial(Image.open, v), None, image, api_visibility='private', queue=False)
 
 def _blocks(gr, predictors, max_mb):
     "Return the page as `gr.Blocks`"
@@ -222,7 +216,8 @@ def _blocks(gr, predictors, max_mb):
     layers = union(p.layers for p in predictors.values())
     methods = union(p.methods for p in predictors.values() if p.layers)
     classes = union(p.classes for p in predictors.values())
-    samples = next(filter(None, (_sample_files(p.classes) for p in predictors.values())), [])
+    samples = next(filter(None, (_sample_files(p.classes) for p in predictors.values())), {})
+    first = next(iter(samples.values()), None)
     def answer(upload, models, layer, method, target, tta):
         path = upload and upload['path']
         if path and not Path(path).resolve().is_relative_to(Path(image.GRADIO_CACHE).resolve()):
@@ -235,10 +230,10 @@ def _blocks(gr, predictors, max_mb):
         gr.Markdown('# What is it, and where does the network look?')
         with gr.Row(elem_id='cf-main'):
             with gr.Column(elem_id='cf-input'):
-                image = gr.Image(type='filepath', format='png', sources=['upload','clipboard'], label='Image',
-                                 height=250, elem_id='cf-image', buttons=[])
-                if samples: _sample_input(gr, samples, image)
-            with gr.Column(elem_id='cf-answer'): out = gr.HTML(_answer_html({}, None), padding=False)
+                image = gr.Image(first and Image.open(first), type='filepath', format='png', label='Image',
+                                 sources=['upload','clipboard'], elem_id='cf-image', buttons=[])
+                _sample_buttons(gr, samples, image)
+            with gr.Column(elem_id='cf-answer'): out = gr.HTML(_answer_html(predictors, first), padding=False)
             with gr.Column(elem_id='cf-options'):
                 models = gr.CheckboxGroup(names, value=names, label='Models', visible=len(names)>1)
                 with gr.Row():
@@ -259,7 +254,7 @@ def _blocks(gr, predictors, max_mb):
 
 def page_app(
     predictors:dict, # Name -> `Predictor` or `TorchPredictor`
-    max_mb:float=10., # Largest file, in MB
+    max_mb:float=10., # Largest file, in MB of 2**20 bytes
     queue:int=64, # Most images that wait; an upload to a full queue is refused
     hosts:list|None=('127.0.0.1','localhost','[::1]') # Allowed host names of requests; None: any
 ): # ASGI application, for uvicorn or another server
@@ -273,17 +268,21 @@ def page_app(
                               font=['system-ui','-apple-system','Segoe UI','Roboto','Helvetica','Arial','sans-serif'])
     app = gr.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, '/', theme=theme,
                               css=_templates.get_template('app.css').render(colours=colours),
-                              max_file_size=int(max_mb*1e6), show_error=True, ssr_mode=False, footer_links=[],
+                              head=f'<script>{_templates.get_template("app.js").render()}</script>',
+                              max_file_size=int(max_mb*_mb), show_error=True, ssr_mode=False, footer_links=[],
                               run_history=False, enable_monitoring=False, pwa=False, mcp_server=False)
     if hosts is not None: app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    return _Guard(app, max_mb*1e6+100_000)
+    return _Guard(app, max_mb*_mb+100_000)
 
 # %% ../nbs/39_app.ipynb #c0ba9147
 def _load(model, runs):
+    "Load a predictor. Without torch, an ONNX file or a folder that contains `model.onnx`"
     path = Path(model).expanduser()
     if path.suffix=='.onnx': return Predictor(path)
     try: from cifar_fastai.export import load_predictor
-    except ImportError: return Predictor(path) # without torch, a folder with `model.onnx`
+    except ImportError:
+        if (path/'model.onnx').is_file(): return Predictor(path)
+        raise ValueError(f'{model}: a saved model needs torch and fastai. Install them, or give an ONNX file') from None
     return load_predictor(model, runs=runs)
 
 def _predictors(models, runs='runs'):
@@ -322,7 +321,7 @@ def cifar_app(
     *model:str, # Saved models, runs, released models, or exported files such as ONNX; speednet-94 if none is given
     port:int=7860, # Port; 0 takes a free one
     host:str='127.0.0.1', # Address to serve at. 0.0.0.0 is all networks of this machine: anybody there can use it
-    max_mb:float=10., # Largest file, in MB
+    max_mb:float=10., # Largest file, in MB of 2**20 bytes
     queue:int=64, # Most images that wait
     runs:str='runs', # Folder of all runs
     browser:store_true=False, # Open the page in the browser

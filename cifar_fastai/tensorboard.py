@@ -1,4 +1,4 @@
-"""Log a training to TensorBoard: scalars, the first batch, the graph, hyperparameters and range tests
+"""Log a training to TensorBoard: scalars, images, confusion matrix, class activation maps, the graph, hyperparameters and range tests
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/tensorboard.html.md"""
 
@@ -12,6 +12,8 @@ from fastai.vision.all import *
 from torchvision.utils import make_grid
 from .callbacks import *
 from .models import inference_copy
+from .overlay import plot_cams
+from .interpret import plot_confusion
 from .checkpoint import create_folder,epoch_metrics
 
 # %% auto #0
@@ -19,18 +21,18 @@ __all__ = ['TensorBoardLog']
 
 # %% ../nbs/24_tensorboard.ipynb #4cdaec56
 class TensorBoardLog(FitCallback):
-    "Log scalars by step and by epoch, the first batch, the graph, hyperparameters and range tests for TensorBoard"
-    order,run_valid,during = History.order+2,False,('fit','range_test')
+    "Log scalars, the first batch, the graph, hyperparameters, confusion matrix and maps of each fit for TensorBoard"
+    order,during = History.order+2,('fit','range_test')
     def __init__(self,
         log_dir, # Folder of the event files, created if missing
         hparams=None, # Hyperparameters, a dict or a `Recipe`
-        n_images:int=25 # Number of images of the first batch; 0 for none
+        n_images:int=25 # Number of images of the first batch; 0: no images, confusion matrix or maps
     ):
         log_dir = Path(log_dir).expanduser()
         if hasattr(hparams, 'to_dict'): hparams = hparams.to_dict()
         store_attr()
         self.writer = self._xb = None
-        self.n_steps,self.n_epochs,self._steps,self._resumed = 0,0,[],False
+        self.n_steps,self.n_epochs,self._steps,self._resumed,self._valid = 0,0,[],False,[]
 
     def before_fit(self): self.run = not rank_distrib()
     def before_train(self):
@@ -45,6 +47,7 @@ class TensorBoardLog(FitCallback):
         self.writer = SummaryWriter(self.log_dir)
 
     def cleanup(self):
+        self._valid = []
         if not self.writer: return
         self._write_steps() # of an unfinished epoch
         self.writer.close()
@@ -55,8 +58,10 @@ class TensorBoardLog(FitCallback):
         self.n_steps,self.n_epochs,self._steps = state['n_steps'],state['n_epochs'],state['steps']
         self._resumed = True
 
+    def before_validate(self): self._valid = []
     def after_batch(self):
         if self.in_range_test: return
+        if not self.training: return self._note_predictions()
         if self._xb is None: self._xb = self.xb
         hypers = self.opt.hypers[-1]
         step = dict(loss=self.loss.detach().mean(), lr=hypers['lr'])
@@ -69,17 +74,20 @@ class TensorBoardLog(FitCallback):
         self._write_steps()
         row = epoch_metrics(self.learn)
         self.n_epochs = row.pop('epoch', self.n_epochs+1)
-        row = {f'epoch/{k}': v for k,v in row.items() if isinstance(v, Number)}
+        row = {self._epoch_tag(k): v for k,v in row.items() if isinstance(v, Number)}
         for k,v in row.items(): self.writer.add_scalar(k, v, self.n_epochs)
         if self._xb:
-            self._write_images(self._xb[0])
+            if self.n_images: self._write_images(self._xb[0])
             self._write_graph(self._xb)
+            self._write_charts(row)
             if self.hparams is not None: self._write_hparams(row)
             self._xb = ()
         self.writer.flush()
 
     def after_fit(self):
-        if not self.writer or not self.in_range_test: return
+        if not self.writer: return
+        if self._valid: self._write_predictions()
+        if not self.in_range_test: return
         for i,(lr,loss) in enumerate(zip(self.recorder.lrs, self.recorder.losses), 1):
             self.writer.add_scalar('range_test/lr', float(lr), i)
             self.writer.add_scalar('range_test/loss', float(loss), i)
@@ -95,13 +103,49 @@ class TensorBoardLog(FitCallback):
             for k,v in step.items(): self.writer.add_scalar(f'train/{k}', float(v), self.n_steps)
         self._steps = []
 
-    def _write_images(self, x):
-        if not self.n_images or x.ndim!=4 or x.shape[1] not in (1,3): return
-        x = TensorImage(x[:self.n_images].detach().cpu()) # the type that `Normalize` decodes
+    def _pixels(self, x):
+        "Return normalised images [N, C, H, W] as values in 0..1, on the CPU"
+        x = TensorImage(x.detach().cpu()) # the type that `Normalize` decodes
         for t in getattr(self.dls.train.after_batch, 'fs', []):
             if isinstance(t, Normalize): x = t.decode(x)
-        grid = make_grid(x.float().clamp(0,1), nrow=math.ceil(len(x)**.5), pad_value=1)
+        return x.as_subclass(Tensor).float().clamp(0,1)
+
+    def _write_images(self, x):
+        if x.ndim!=4 or x.shape[1] not in (1,3): return
+        pixels = self._pixels(x[:self.n_images])
+        pixels = F.interpolate(pixels, scale_factor=math.ceil(128/min(pixels.shape[2:]))) # by nearest neighbour
+        grid = make_grid(pixels, nrow=math.ceil(len(pixels)**.5), pad_value=1)
         self.writer.add_image('images/train', grid, self.n_steps)
+
+    def _note_predictions(self):
+        "Keep up to five images of a validation batch with their classes, and all true and predicted classes"
+        if not self.n_images or len(self.yb)!=1: return
+        x,y,n_classes = self.xb[0],self.yb[0],len(getattr(self.dls, 'vocab', None) or ())
+        shapes = [getattr(o, 'shape', None) for o in (y,self.pred)]
+        if getattr(x, 'ndim', 0)!=4 or shapes!=[(len(x),),(len(x),n_classes)]: return # not an image classifier
+        step = math.ceil(len(x)/5)
+        self._valid.append((x[::step].clone(), y[::step], y, self.pred.argmax(1)))
+
+    def _write_predictions(self):
+        "Write the confusion matrix of the last epoch, and the maps of five images"
+        vocab = list(self.dls.vocab)
+        x,x_true,*classes = (torch.cat(o).detach().cpu().as_subclass(Tensor) for o in zip(*self._valid))
+        table = {k: pd.Categorical.from_codes(v, vocab) for k,v in zip(('true','predicted'), classes)}
+        self._write_figure('valid/confusion', plot_confusion(pd.DataFrame(table)))
+        step = math.ceil(len(x)/5)
+        x = to_float(x[::step])
+        try:
+            pictures = to_np(self._pixels(x).expand(-1,3,-1,-1).permute(0,2,3,1))
+            fig = plot_cams(inference_copy(self.model), x, pictures, vocab=vocab, true=x_true[::step])
+        except Exception as e: return warnings.warn(f'TensorBoardLog: no class activation maps: {e}')
+        self._write_figure('valid/maps', fig)
+
+    def _write_figure(self, tag, fig):
+        "Write a figure with all of its labels, which `add_figure` may cut off"
+        buf = io.BytesIO()
+        fig.savefig(buf, dpi=150, bbox_inches='tight', facecolor='white')
+        plt.close(fig)
+        self.writer.add_image(tag, np.asarray(Image.open(buf).convert('RGB')), self.n_steps, dataformats='HWC')
 
     def _write_graph(self, xb):
         xb = tuple(to_float(x[:1].detach().cpu().as_subclass(Tensor)) for x in xb)
@@ -110,6 +154,17 @@ class TensorBoardLog(FitCallback):
                 warnings.simplefilter('ignore')
                 self.writer.add_graph(inference_copy(self.model), xb)
         except Exception as e: warnings.warn(f'TensorBoardLog: no graph: {e}')
+
+    def _epoch_tag(self, name):
+        "Name columns such as `train_loss` by the metric first, so that TensorBoard groups training and validation"
+        part,_,metric = name.partition('_')
+        return f'{metric}/{part}' if part in ('train','valid') else f'epoch/{name}'
+
+    def _write_charts(self, tags):
+        "Let the custom scalars of TensorBoard show training and validation in one chart for each metric"
+        pairs = {o[:-6]: [f'{o[:-6]}/train', o] for o in tags if o.endswith('/valid')}
+        charts = {k: ['Multiline', pair] for k,pair in pairs.items() if pair[0] in tags}
+        self.writer.add_custom_scalars({'training and validation': charts})
 
     def _write_hparams(self, metrics):
         "Write the hyperparameters, beside which TensorBoard shows `metrics`; `add_hparams` would start another run"
