@@ -85,7 +85,7 @@ def explain(
 def _sample_files(
     classes # Class names of a model
 ) -> dict: # Class -> image file; {} if the library has no sample of these classes
-    "List the samples of CIFAR-10 and the digits that belong to these classes"
+    "List the samples of the library, drawings and digits, that belong to these classes"
     files = {o.stem: o for o in (Path(cifar_fastai.__file__).parent/'samples').glob('*.png')}
     return {o: files[o] for o in classes if o in files}
 
