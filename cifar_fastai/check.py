@@ -146,7 +146,8 @@ def check_folder(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         images = _find(res, path, valid)
-        if images: facts = dict(zip(images.files, thread_map(_inspect, images.paths, 'reading images')))
+        label = 'reading images' if images and len(images)>=5000 else ''
+        if images: facts = dict(zip(images.files, thread_map(_inspect, images.paths, label)))
     for o in dict.fromkeys(str(o.message) for o in caught):
         res.add('warning', 'files left out' if 'left out' in o else 'image files', o)
     if not images or not images.classes: return res

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/commands.html.md"""
 
 # %% ../nbs/35_commands.ipynb #5fe23880
 from __future__ import annotations
-import os,sys,tempfile,warnings
+import os,sys,tempfile,textwrap,warnings
 from dataclasses import replace
 from fastai.vision.all import *
 from .core import *
@@ -23,45 +23,84 @@ from .sweep import *
 from .bench import write_row
 
 # %% auto #0
-__all__ = ['data_path', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe', 'mute_other_ranks', 'duration',
-           'find_run', 'save_results', 'comparison_text', 'print_comparison', 'print_sweep', 'train', 'check',
-           'resume_run', 'list_runs']
+__all__ = ['data_path', 'print_table', 'styled', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe',
+           'mute_other_ranks', 'duration', 'find_run', 'save_results', 'comparison_text', 'print_comparison',
+           'print_sweep', 'train', 'check', 'resume_run', 'list_runs']
 
 # %% ../nbs/35_commands.ipynb #2e210a39
+def _print_data_sets():
+    "Print what `--data` takes"
+    print('--data takes a folder with train/<class>/ and test/<class>/, or one of these names:\n')
+    for name,f in data_sets.items():
+        text = f'{name:<15} {getattr(f, "func", f).__doc__.split(". ")[0]}'
+        print(textwrap.fill(text, text_width(), initial_indent='  ', subsequent_indent=' '*18))
+
 def data_path(
-    data:str # Name in `data_sets`, or a folder with `train/<class>/` and `test/<class>/`
+    data:str # Name in `data_sets`, or a folder with `train/<class>/` and `test/<class>/`; 'help' lists the names
 ) -> Path:
     "Return the folder that `--data` names. Raise `ValueError` for an unknown name"
     if data in data_sets: return data_sets[data]()
     path = Path(data).expanduser()
     if path.is_file(): raise ValueError(f'--data {data}: a file, not a folder of images')
     if path.is_dir() or len(path.parts)>1: return path # `find_images` checks its content
-    try: look_up('--data', data, data_sets)
-    except ValueError as e: raise ValueError(f'{e}, or a folder. There is no folder of this name') from None
+    if data=='help':
+        _print_data_sets()
+        raise SystemExit(0)
+    try: look_up('--data', data, data_sets, '--data help')
+    except ValueError as e: raise ValueError(f'{e}; or a folder, but there is none of this name') from None
+
+def print_table(
+    table:pd.DataFrame, # Index and columns are printed, too
+    **kwargs # Further arguments of `to_string`
+):
+    "Print a table, wrapped at the width of the terminal"
+    print(table.to_string(line_width=text_width(), na_rep='', **kwargs), flush=True)
+
+def styled(
+    text:str, # Text of a line
+    code:str # ANSI code, such as '32' for green
+) -> str:
+    "Return text with an ANSI style on a terminal, unless the environment variable `NO_COLOR` is set"
+    return f'\x1b[{code}m{text}\x1b[0m' if sys.stdout.isatty() and not os.environ.get('NO_COLOR') else text
 
 class EpochTable(FitCallback):
-    "Print a line for each epoch instead of fastai's table: learning rate, time, loss and accuracy"
-    order,needed_to_resume = 61,False # after fastai's progress bar has begun
-    columns = ('epoch','lr','time','train loss','train acc','valid loss','valid acc')
+    """Print a line for each epoch instead of fastai's table: learning rate, time, loss and accuracy
 
-    def after_create(self): self.learn.logger = noop # fastai writes no table of its own
+    A star marks the best validation accuracy so far. On a terminal, a `ProgressLine` shows the time left."""
+    order,needed_to_resume = History.order+1,False
+    columns = dict(epoch=5, lr=9, time=8) | dict.fromkeys(['train loss','train acc','valid loss','valid acc'], 10)
+
+    def after_create(self):
+        self.learn.logger = noop # fastai writes no table of its own
+        self.learn.remove_cbs(ProgressCallback)
 
     def before_fit(self):
-        self.n_before = len(self.learn.history.rows)
+        self.n_before,self.n_batches = len(self.learn.history.rows),[len(o) for o in self.dls.loaders[:2]]
+        self.line = ProgressLine('', self.n_epoch*sum(self.n_batches))
         self._write(self.columns)
 
-    def _write(self, cells):
-        line = '  '.join(f'{o:>10}' for o in cells)
-        mbar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
-        if mbar: mbar.write(line)
-        else: print(line, flush=True)
+    def _write(self, cells, is_best=False):
+        line = '  '.join(f'{o:>{width}}' for o,width in zip(cells, self.columns.values()))
+        self.line.clear()
+        print(styled(line, '32') if is_best else line, flush=True)
+
+    def after_batch(self):
+        if not self.line.terminal: return
+        self.line.label = f'epoch {self.epoch+1} of {self.n_epoch}'
+        done = self.epoch*sum(self.n_batches)+self.iter+1
+        self.line.update(done if self.training else done+self.n_batches[0])
 
     def after_epoch(self):
-        if len(self.learn.history.rows)==self.n_before: return
-        r = self.learn.history.rows[-1]
+        rows = self.learn.history.rows
+        if len(rows)==self.n_before: return
+        r,is_best = rows[-1],rows[-1]['valid_accuracy']==max(o['valid_accuracy'] for o in rows)
         minutes,seconds = divmod(r['seconds'], 60)
-        self._write((r['epoch'], f"{r['lr']:.6f}", f'{int(minutes):02}:{seconds:04.1f}', f"{r['train_loss']:.4f}",
-                     f"{r['train_accuracy']:.2%}", f"{r['valid_loss']:.4f}", f"{r['valid_accuracy']:.2%}"))
+        accuracy = f"{r['valid_accuracy']:.2%}{'*' if is_best else ' '}"
+        cells = (r['epoch'], f"{r['lr']:.6f}", f'{int(minutes):02}:{seconds:04.1f}', f"{r['train_loss']:.4f}",
+                 f"{r['train_accuracy']:.2%}", f"{r['valid_loss']:.4f}", accuracy)
+        self._write(cells, is_best)
+
+    def cleanup(self): self.line.clear()
 
 def check_device(
     device:str|None # 'cuda', 'cpu', 'mps'; None is the default device

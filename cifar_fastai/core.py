@@ -219,6 +219,7 @@ class ProgressLine:
         total:int # Number of steps
     ):
         self.label,self.total,self.terminal = label,total,sys.stdout.isatty()
+        self.first = None # number of steps that were done before, as in a training that is resumed
         self.start = self.shown = time.monotonic()
 
     def update(self,
@@ -226,8 +227,10 @@ class ProgressLine:
     ):
         "Show the number of steps, unless the last time was a moment ago"
         now = time.monotonic()
+        if self.first is None: self.first = done-1
         if now-self.shown<(.2 if self.terminal else 30): return
-        self.shown,left = now,timedelta(seconds=round((now-self.start)/done*(self.total-done)))
+        seconds = (now-self.start)/max(1, done-self.first)*(self.total-done)
+        self.shown,left = now,timedelta(seconds=round(seconds))
         text = f'{self.label}: {done/self.total:.0%}, {left} left'
         if not self.terminal: return print(text, flush=True)
         print(f'\r\x1b[K[{"#"*(20*done//self.total):20}] {text}'[:text_width()], end='', flush=True)
@@ -239,11 +242,12 @@ class ProgressLine:
 def progress(
     items, # Sequence, or an iterable of `total` items
     label:str, # What is done with them, such as 'decoding'
-    total:int|None=None # Number of items; None is `len(items)`
+    total:int|None=None, # Number of items; None is `len(items)`
+    notebook:bool=IN_NOTEBOOK # Show a bar in the notebook?
 ):
     "Yield items and show the progress: a bar in a notebook, else a `ProgressLine`"
     total = len(items) if total is None else total
-    if IN_NOTEBOOK:
+    if notebook:
         from fastprogress.fastprogress import progress_bar
         bar = progress_bar(items, total=total, leave=False)
         bar.comment = label
