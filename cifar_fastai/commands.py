@@ -25,12 +25,12 @@ from .bench import write_row
 # %% auto #0
 __all__ = ['data_path', 'print_table', 'styled', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe',
            'mute_other_ranks', 'duration', 'find_run', 'save_results', 'comparison_text', 'print_comparison',
-           'print_sweep', 'train', 'check', 'resume_run', 'list_runs']
+           'print_summary', 'print_sweep', 'train', 'check', 'resume_run', 'print_runs', 'list_runs']
 
 # %% ../nbs/35_commands.ipynb #2e210a39
 def _print_data_sets():
     "Print what `--data` takes"
-    print('--data takes a folder with train/<class>/ and test/<class>/, or one of these names:\n')
+    print('A folder with train/<class>/ and test/<class>/, or one of these names:\n')
     for name,f in data_sets.items():
         text = f'{name:<15} {getattr(f, "func", f).__doc__.split(". ")[0]}'
         print(textwrap.fill(text, text_width(), initial_indent='  ', subsequent_indent=' '*18))
@@ -132,7 +132,7 @@ def changed_recipe(
     **changes # Fields to change; those that are None stay
 ) -> Recipe:
     "Return a recipe with the fields that the options of a command set"
-    return look_up('recipe', name, recipes).but(**{k: v for k,v in changes.items() if v is not None})
+    return look_up('recipe', name, recipes, 'cifar_train --help').but(**{k: v for k,v in changes.items() if v is not None})
 
 def mute_other_ranks():
     "Let only rank 0 print"
@@ -194,7 +194,7 @@ def _result_line(run):
     last,best = run.history().iloc[-1],run.best()
     accuracies = (f'final accuracy {last.valid_accuracy:.2%} (epoch {last.epoch:.0f}), '
                   f'best {best.valid_accuracy:.2%} (epoch {best.epoch:.0f})')
-    return f'{run.path.name}: {accuracies}   run: {run.path}   curves: {run.path/"curves.png"}'
+    return f'{run.path.name}: {accuracies}\ncurves: {run.path/"curves.png"}'
 
 def _how_to_resume(run): return f'\nResume with: {run.resume_command}' if run and run.checkpoints() else ''
 
@@ -225,13 +225,25 @@ def print_comparison(
     "Print the paired comparison of recipes trained with the same seeds"
     for names,r in paired_comparison(runs).iterrows(): print(comparison_text(names, r))
 
+def _mean_sd(mean, sd): return f'{mean:.2%}' if pd.isna(sd) else f'{mean:.2%} ± {sd:.2%}'
+
+def print_summary(
+    runs # `Run`s
+):
+    "Print `summarise` in per cent: mean ± standard deviation of the accuracies of each recipe"
+    df = summarise(runs)
+    table = df[['n','unfinished','epochs']].assign(seconds=df.seconds.map(duration, na_action='ignore'))
+    for k in ('final','best'): table[k] = [*map(_mean_sd, df[f'{k}_mean'], df[f'{k}_sd'])]
+    print_table(table.rename(columns=dict(seconds='time')).replace('nan%', ''))
+
 def print_sweep(
     runs, # `Run`s of a grid
     file # Figure to write
 ):
-    "Print the table of a sweep and write its plot"
+    "Print the table of a sweep, with accuracies in per cent, and write its plot"
     table = sweep_table(runs)
-    print(f'\n{table.round(4).to_string(index=False)}')
+    print()
+    print_table(table, index=False, formatters=dict.fromkeys(['accuracy','sd'], '{:.2%}'.format))
     if len(table)<2: return
     plot_sweep(table).figure.savefig(file)
     plt.close()
@@ -271,11 +283,10 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
     def begin(recipe, learn, run):
         nonlocal current
         current,dls = run,learn.dls
-        if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
         processes = f', {num_distrib()} processes' if num_distrib()>1 else ''
-        print(f'{run.path.name} ({n_params(learn.model):,} parameters) on {path}: {len(dls.train_ds):,} training '
-              f'and {len(dls.valid_ds):,} validation images, '
-              f'on {dls.device} in {recipe.precision_on(dls.device)}{processes}')
+        print(f'{styled(run.path.name, "1")}: {n_params(learn.model):,} parameters, '
+              f'on {dls.device} in {recipe.precision_on(dls.device)}{processes}\n'
+              f'{len(dls.train_ds):,} training and {len(dls.valid_ds):,} validation images of {path}')
     try:
         for run in _train_all(rs, path, spread, seeds, name, device, root=out, tensorboard=tensorboard, before=begin,
                               checkpoints=checkpoints, info=dict(engine=engine), engine=engine):
@@ -289,7 +300,7 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
         where = f'{current.path.name} failed: ' if current else ''
         message,code = f'cifar_train: {where}{error_text(e)}{_how_to_resume(current)}',1
     done = [o for o in runs if o.info['state']=='done']
-    if len(runs)>1: print(summarise(runs).round(4).to_string())
+    if len(runs)>1: print_summary(runs)
     print_comparison(runs)
     try:
         if results and done and not rank_distrib(): save_results(done, results)
@@ -316,7 +327,6 @@ def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
     if model not in architectures:
         raise ValueError(f'{run.path}: unknown model {model!r}. Call register_model, then resume, from Python')
     def begin(r, learn, run):
-        if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
         name,dev = run.info['resumed'][-1]['checkpoint'],learn.dls.device
         print(f'{run.path.name} from checkpoint {name}, on {dev} in {r.precision_on(dev)}', flush=True)
     kwargs = dict(device=device) if device else {}
@@ -329,9 +339,15 @@ def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
     print(_result_line(run))
 
 # %% ../nbs/35_commands.ipynb #759e4e37
-def _runs_to_print(table):
-    table = table.assign(reason=table.reason.str.split('\n').str[0].str.slice(0,70))
-    return table.to_string(na_rep='', formatters=dict(final='{:.2%}'.format, best='{:.2%}'.format, seconds=duration))
+def print_runs(
+    table:pd.DataFrame # From `runs_table`
+):
+    "Print the main columns of runs, then the reasons of those that failed"
+    epochs = table.epochs.astype(str)+'/'+table.planned.astype(str)
+    shown = table[['data']].assign(epochs=epochs, final=table.final, best=table.best, time=table.seconds, state=table.state)
+    print_table(shown, formatters=dict(final='{:.2%}'.format, best='{:.2%}'.format, time=duration))
+    for name,reason in table.reason[table.reason!=''].items():
+        print(textwrap.shorten(f'{name}: {reason}', text_width(), placeholder='...'))
 
 def list_runs(run, out, where, sort, reverse, plot, compare, prune, keep, yes):
     "List, compare and delete runs, see `cifar_runs`"
@@ -344,12 +360,15 @@ def list_runs(run, out, where, sort, reverse, plot, compare, prune, keep, yes):
         try: table = table.query(where)
         except Exception as e: raise ValueError(f'--where {where}: {e}. Columns are {", ".join(table)}') from None
     table = table.sort_values(look_up('column', sort, list(table)), ascending=not reverse, kind='stable')
-    print(_runs_to_print(table) if len(table) else f'no such runs in {out}')
+    if len(table): print_runs(table)
+    else: print(f'no such runs in {out}')
     chosen = [runs[o] for o in table.index]
     if compare:
         if len(chosen)!=2: raise ValueError(f'--compare: expected two runs, got {len(chosen)}')
         differ = compare_recipes(*chosen)
-        print('\n'+(differ.to_string() if len(differ) else 'the recipes are equal'))
+        print()
+        if len(differ): print_table(differ)
+        else: print('the recipes are equal')
     if plot:
         plot = check_writable('plot', plot)
         fig = plot_runs(chosen)
@@ -364,7 +383,8 @@ def _prune(runs, yes):
     "Show runs, ask, and delete them"
     if not runs: return print('\nNothing to delete: all of them are the best of their recipe, or not finished')
     sizes = {o.path.name: sum(f.stat().st_size for f in o.path.rglob('*') if f.is_file())/1e6 for o in runs}
-    print(f'\nTo be deleted:\n{pd.Series(sizes, name="MB").round(1).to_frame().to_string()}')
+    print('\nTo be deleted:')
+    print_table(pd.Series(sizes, name='MB').round(1).to_frame())
     try: answer = 'y' if yes else input(f'Delete these {len(runs)}, {sum(sizes.values()):,.1f} MB? [y/N] ')
     except EOFError: answer = '' # nobody there to ask
     if answer.strip().lower() not in ('y','yes'): return print('\nNothing was deleted')
