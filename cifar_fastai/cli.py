@@ -98,7 +98,7 @@ def cifar_train(
     # One recipe or several: davidnet (the default), speedrun, speedrun_cpu, speedrun96,
     # layernorm_resnet18, attention, resnet18; the last three also with _modern at the end
     *recipe:str,
-    data:str='cifar10', # digits (no download), cifar10, a folder with train/ and test/, or a name that --data help lists
+    data:str='cifar10', # digits (no download), cifar10, a folder, or a name that --data help lists
     seeds:int=1, # Train each recipe with this many seeds
     model:str=None, # Architecture (default: the recipe's)
     epochs:int=None, # Number of epochs (default: the recipe's)

@@ -47,7 +47,7 @@ def data_path(
         _print_data_sets()
         raise SystemExit(0)
     try: look_up('--data', data, data_sets, '--data help')
-    except ValueError as e: raise ValueError(f'{e}; or a folder, but there is none of this name') from None
+    except ValueError as e: raise ValueError(f'{e}. A folder of this name does not exist') from None
 
 def print_table(
     table:pd.DataFrame, # Index and columns are printed, too
@@ -132,7 +132,8 @@ def changed_recipe(
     **changes # Fields to change; those that are None stay
 ) -> Recipe:
     "Return a recipe with the fields that the options of a command set"
-    return look_up('recipe', name, recipes, 'cifar_train --help').but(**{k: v for k,v in changes.items() if v is not None})
+    recipe = look_up('recipe', name, recipes, 'cifar_train --help')
+    return recipe.but(**{k: v for k,v in changes.items() if v is not None})
 
 def mute_other_ranks():
     "Let only rank 0 print"
@@ -343,8 +344,8 @@ def print_runs(
     table:pd.DataFrame # From `runs_table`
 ):
     "Print the main columns of runs, then the reasons of those that failed"
-    epochs = table.epochs.astype(str)+'/'+table.planned.astype(str)
-    shown = table[['data']].assign(epochs=epochs, final=table.final, best=table.best, time=table.seconds, state=table.state)
+    shown = table.rename(columns=dict(seconds='time'))[['data','epochs','final','best','time','state']]
+    shown['epochs'] = table.epochs.astype(str)+'/'+table.planned.astype(str)
     print_table(shown, formatters=dict(final='{:.2%}'.format, best='{:.2%}'.format, time=duration))
     for name,reason in table.reason[table.reason!=''].items():
         print(textwrap.shorten(f'{name}: {reason}', text_width(), placeholder='...'))
