@@ -86,7 +86,7 @@ def _check_classes(res, images, valid, few):
     "Add what is wrong with the classes"
     train,test = (Counter(f.split('/')[-2] for f in images.split(o)) for o in ('train','test'))
     largest,smallest = max(train, key=train.get),min(train, key=train.get)
-    res.add('found', 'classes', f'{len(train)}: {_some(sorted(train), 10)}')
+    res.add('found', 'classes', f'{len(train)} ({_some(sorted(train), 10)})')
     res.add('found', 'training images', f'{train.total():,}, {train[smallest]:,} to {train[largest]:,} in a class')
     res.add('found', 'test images', f'{test.total():,}')
     if isinstance(valid, str) and test:
