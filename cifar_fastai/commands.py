@@ -224,18 +224,22 @@ def print_comparison(
     runs # `Run`s
 ):
     "Print the paired comparison of recipes trained with the same seeds"
-    for names,r in paired_comparison(runs).iterrows(): print(comparison_text(names, r))
+    for names,r in paired_comparison(runs).iterrows():
+        print(textwrap.fill(comparison_text(names, r), text_width(), subsequent_indent=' '*4))
 
-def _mean_sd(mean, sd): return f'{mean:.2%}' if pd.isna(sd) else f'{mean:.2%} ± {sd:.2%}'
+def _per_cent(mean, sd):
+    if pd.isna(mean): return ''
+    return f'{100*mean:.2f} %' if pd.isna(sd) else f'{100*mean:.2f} ± {100*sd:.2f} %'
 
 def print_summary(
     runs # `Run`s
 ):
-    "Print `summarise` in per cent: mean ± standard deviation of the accuracies of each recipe"
+    "Print the finished of all runs, and mean ± standard deviation of the accuracies of each recipe"
     df = summarise(runs)
-    table = df[['n','unfinished','epochs']].assign(seconds=df.seconds.map(duration, na_action='ignore'))
-    for k in ('final','best'): table[k] = [*map(_mean_sd, df[f'{k}_mean'], df[f'{k}_sd'])]
-    print_table(table.rename(columns=dict(seconds='time')).replace('nan%', ''))
+    done = df.n.astype(str)+'/'+(df.n+df.unfinished).astype(str)
+    table = pd.DataFrame(dict(runs=done, epochs=df.epochs, time=df.seconds))
+    for k in ('final','best'): table[k] = [*map(_per_cent, df[f'{k}_mean'], df[f'{k}_sd'])]
+    print_table(table, formatters=dict(time=duration))
 
 def print_sweep(
     runs, # `Run`s of a grid
@@ -368,7 +372,7 @@ def list_runs(run, out, where, sort, reverse, plot, compare, prune, keep, yes):
         if len(chosen)!=2: raise ValueError(f'--compare: expected two runs, got {len(chosen)}')
         differ = compare_recipes(*chosen)
         print()
-        if len(differ): print_table(differ)
+        if len(differ): print_table(differ, max_colwidth=25)
         else: print('the recipes are equal')
     if plot:
         plot = check_writable('plot', plot)

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/evaluation.html.md"""
 
 # %% ../nbs/36_evaluation.ipynb #cd03cd3f
 from __future__ import annotations
-import importlib.util,os,tempfile
+import importlib.util,os,tempfile,textwrap
 from fastai.vision.all import *
 from .codec import image_files
 from .core import *
@@ -122,7 +122,9 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
         print()
         _print_measurements(bench_table(rows=rows)[['n','mean','sd','low','high']])
         for (names,quantity),o in compare_trainings(rows).iterrows():
-            print(comparison_text(f'{names}, {quantity}', o, '+.2%' if quantity=='accuracy' else '+.2f', 'trainings'))
+            form = '+.2%' if quantity=='accuracy' else '+.2f'
+            text = comparison_text(f'{names}, {quantity}', o, form, 'trainings')
+            print(textwrap.fill(text, text_width(), subsequent_indent=' '*4))
         if error is None:
             ax = plot_times(curves)
             ax.set_title(f'{r.name} on {device_name(device)}')
