@@ -93,7 +93,8 @@ class EpochTable(FitCallback):
     def after_epoch(self):
         rows = self.learn.history.rows
         if len(rows)==self.n_before: return
-        r,is_best = rows[-1],rows[-1]['valid_accuracy']==max(o['valid_accuracy'] for o in rows)
+        r = rows[-1]
+        is_best = r['valid_accuracy']>max((o['valid_accuracy'] for o in rows[:-1]), default=-1)
         minutes,seconds = divmod(r['seconds'], 60)
         accuracy = f"{r['valid_accuracy']:.2%}{'*' if is_best else ' '}"
         cells = (r['epoch'], f"{r['lr']:.6f}", f'{int(minutes):02}:{seconds:04.1f}', f"{r['train_loss']:.4f}",
