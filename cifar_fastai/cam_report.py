@@ -6,6 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cam_report.html.md"""
 
 # %% ../nbs/22_cam_report.ipynb #7c0b2d07
 from __future__ import annotations
+import inspect
 from fastai.vision.all import *
 from scipy import sparse
 from scipy.sparse.linalg import splu
@@ -233,6 +234,10 @@ def _load(learn, n, boxes):
         mask[y0:y1,x0:x1] = 1
     return x,y,target,inside
 
+def _progress(learn, named, label):
+    "Return the items of a dict, and show the progress unless the learner has no bar"
+    return progress(named.items(), label) if hasattr(learn, 'progress') else named.items()
+
 def _text(o): return f'{o["mean"]:.3f} ± {o["high"]-o["mean"]:.3f}'
 
 class CamReport:
@@ -309,13 +314,14 @@ def cam_report(
     **kwargs # Further arguments of `cam_randomisation`
 ) -> CamReport: # A notebook shows it as a table and a figure
     "Check whether the maps of a method depend on the model, and score them beside three controls"
+    inspect.signature(cam_randomisation).bind(None, None, None, None, **kwargs) # raises before the work
     def explain(model, x, target):
         with GradCAM(model, layer, method) as cam: return cam(x, target)
     name = method if isinstance(method, str) else method.__name__
     x,y,target,inside = _load(learn, n, boxes)
     mixed,quadrants = mosaics(x, y, seed)
     rows = []
-    for k,f in {name: explain, **control_maps}.items():
+    for k,f in _progress(learn, {name: explain, **control_maps}, 'scoring maps'):
         scores = map_scores(learn.model, x, f(learn.model, x, target), target, inside)
         scores['focus'] = pointing(f(learn.model, mixed, y), quadrants)[1]
         scores['max-sensitivity'] = max_sensitivity(f, learn.model, x, target, seed=seed).cpu()
@@ -347,4 +353,5 @@ def which_layer(
     x,y,target,inside = _load(learn, n, boxes)
     if layers is None: layers = map_stages(feature_maps(learn.model, x))
     with GradCAM(learn.model, layers, method) as cam: maps = cam(x, target)
-    return _compare_layers({k: map_scores(learn.model, x, m, target, inside) for k,m in maps.items()})
+    layer_maps = _progress(learn, maps, 'scoring layers')
+    return _compare_layers({k: map_scores(learn.model, x, m, target, inside) for k,m in layer_maps})

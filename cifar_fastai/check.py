@@ -6,9 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/check.html.md"""
 
 # %% ../nbs/06_check.ipynb #d585e82a
 from __future__ import annotations
-import hashlib,warnings
+import hashlib,textwrap,warnings
 from collections import Counter,defaultdict
-from fastcore.parallel import parallel
 from fastai.vision.all import *
 from .core import *
 from .data import *
@@ -62,8 +61,9 @@ class FolderCheck:
     def table(self): return pd.DataFrame(self.rows, columns=['level','subject','text'])
 
     def __repr__(self):
-        width = max(len(subject) for _,subject,_ in self.rows)
-        return '\n'.join(f'{level:<8} {subject:<{width}}  {text}' for level,subject,text in self.rows)
+        wrap = partial(textwrap.fill, width=text_width(), subsequent_indent=' '*9, break_long_words=False,
+                       break_on_hyphens=False)
+        return '\n'.join(wrap(f'{level:<8} {subject}: {text}') for level,subject,text in self.rows)
     def _repr_html_(self): return self.table.style.hide().set_properties(**{'text-align':'left'}).to_html()
 
 def _inspect(f):
@@ -86,7 +86,7 @@ def _check_classes(res, images, valid, few):
     "Add what is wrong with the classes"
     train,test = (Counter(f.split('/')[-2] for f in images.split(o)) for o in ('train','test'))
     largest,smallest = max(train, key=train.get),min(train, key=train.get)
-    res.add('found', 'classes', f'{len(train)}: {_some(sorted(train), 10)}')
+    res.add('found', 'classes', f'{len(train)} ({_some(sorted(train), 10)})')
     res.add('found', 'training images', f'{train.total():,}, {train[smallest]:,} to {train[largest]:,} in a class')
     res.add('found', 'test images', f'{test.total():,}')
     if isinstance(valid, str) and test:
@@ -121,6 +121,17 @@ def _groups(pairs):
         for o in merged: group[o] = merged
     return [sorted(o) for o in {id(o): o for o in group.values()}.values()]
 
+def _find(res, path, valid):
+    "Return the images of a folder, and add all errors in its layout; None without a folder"
+    try: return find_images(path, valid if valid in ('valid','val') else valid=='test')
+    except DataError as e: first_error = str(e)
+    res.add('error', 'layout', first_error)
+    try: images = find_images(path, test=False, check=False)
+    except DataError: return
+    for o in images.layout_errors(test=False):
+        if o!=first_error: res.add('error', 'layout', o)
+    return images
+
 def check_folder(
     path, # Folder of images, as for `image_dls`
     valid:str|float='test', # As for `image_dls`: 'test', 'valid', 'val', or the fraction of training images to hold out
@@ -131,18 +142,17 @@ def check_folder(
     if isinstance(valid, str): look_up('valid', valid, ('test','valid','val'))
     res = FolderCheck()
     res.add('found', 'folder', str(path).replace(str(Path.home()), '~', 1))
-    with warnings.catch_warnings(record=True) as left_out:
+    facts = {}
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        try: images = find_images(path, valid if valid in ('valid','val') else valid=='test')
-        except DataError as e:
-            res.add('error', 'layout', str(e))
-            try: images = find_images(path, test=False)
-            except DataError: images = None
-    for o in dict.fromkeys(str(o.message) for o in left_out): res.add('warning', 'files left out', o)
-    if images is None: return res
+        images = _find(res, path, valid)
+        label = 'reading images' if images and len(images)>=5000 else ''
+        if images: facts = dict(zip(images.files, thread_map(_inspect, images.paths, label)))
+    for o in dict.fromkeys(str(o.message) for o in caught):
+        res.add('warning', 'files left out' if 'left out' in o else 'image files', o)
+    if not images or not images.classes: return res
     _check_classes(res, images, valid, few)
 
-    facts = dict(zip(images.files, parallel(_inspect, images.paths, threadpool=True, n_workers=min(8, num_cpus()))))
     unreadable = [f for f,o in facts.items() if isinstance(o, str)]
     if unreadable: res.add('error', 'unreadable files', f'{_some(unreadable)}; replace or delete them', unreadable)
     for f in unreadable: del facts[f]

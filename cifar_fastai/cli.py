@@ -6,26 +6,37 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% ../nbs/37_cli.ipynb #ae7d12ee
 from __future__ import annotations
-import importlib,math,sys
-from functools import wraps
+import importlib,math,os,sys,warnings
+from functools import partial,wraps
 from pathlib import Path
-from fastcore.script import call_parse,store_true
+from fastcore.script import call_parse,is_cli,store_true
 from .core import *
+
+if not sys.stdout.isatty(): os.environ.setdefault('COLUMNS', '80') # --help of fastcore has 120 columns in a pipe
 
 # %% auto #0
 __all__ = ['command', 'check_folder_option', 'check_options', 'call', 'cifar_train', 'cifar_bench', 'cifar_explain', 'cifar_eval',
            'cifar_export', 'cifar_check', 'cifar_resume', 'cifar_runs']
 
 # %% ../nbs/37_cli.ipynb #ae400073
+def _show_warning(name, message, *args):
+    "Print a warning as one line"
+    clear = '\r\x1b[K' if sys.stderr.isatty() else '' # the line of the progress
+    print(f'{clear}{name}: {" ".join(str(message).split())}', file=sys.stderr)
+
 def command(
     f # Function with the options of a command
 ): # The same function, for `call_parse`
-    "Decorate a command: errors become one line on stderr and exit code 1, Ctrl-C exit code 130"
+    """Decorate a command: errors become one line on stderr and exit code 1, Ctrl-C exit code 130
+
+    In a shell, a warning is one line on stderr, too."""
     @wraps(f)
     def run(*args, **kwargs):
-        try: return f(*args, **kwargs)
-        except KeyboardInterrupt as e: exit_with(f'\n{str(e) or "Stopped"}', 130)
-        except (ValueError,OSError,ImportError) as e: exit_with(f'{f.__name__}: {error_text(e)}')
+        with warnings.catch_warnings():
+            if is_cli(): warnings.showwarning = partial(_show_warning, f.__name__)
+            try: return f(*args, **kwargs)
+            except KeyboardInterrupt as e: exit_with(f'\n{str(e) or "Stopped"}', 130)
+            except (ValueError,OSError,ImportError) as e: exit_with(f'{f.__name__}: {error_text(e)}')
     return run
 
 _recipes = ['davidnet','speedrun','speedrun_cpu','speedrun96','layernorm_resnet18','attention','resnet18',
@@ -61,7 +72,7 @@ def check_options(
             check_folder_option(k, v, optional=len(Path(v).parts)==1)
         if k=='script' and not Path(v).expanduser().is_file(): raise ValueError(f'--script {v}: no such file')
         if k=='recipe' and 'cifar_fastai.recipe' not in sys.modules: # a script may have added recipes
-            for o in [v] if isinstance(v, str) else v: look_up('recipe', o, _recipes)
+            for o in [v] if isinstance(v, str) else v: look_up('recipe', o, _recipes, 'cifar_train --help')
 
 def call(
     function:str, # 'module.function' of this package
@@ -87,7 +98,7 @@ def cifar_train(
     # One recipe or several: davidnet (the default), speedrun, speedrun_cpu, speedrun96,
     # layernorm_resnet18, attention, resnet18; the last three also with _modern at the end
     *recipe:str,
-    data:str='cifar10', # digits (no download), cifar10, another name such as svhn, or a folder with train/ and test/
+    data:str='cifar10', # digits (no download), cifar10, a folder, or a name that --data help lists
     seeds:int=1, # Train each recipe with this many seeds
     model:str=None, # Architecture (default: the recipe's)
     epochs:int=None, # Number of epochs (default: the recipe's)

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/commands.html.md"""
 
 # %% ../nbs/35_commands.ipynb #5fe23880
 from __future__ import annotations
-import os,sys,tempfile,warnings
+import os,sys,tempfile,textwrap,warnings
 from dataclasses import replace
 from fastai.vision.all import *
 from .core import *
@@ -23,45 +23,85 @@ from .sweep import *
 from .bench import write_row
 
 # %% auto #0
-__all__ = ['data_path', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe', 'mute_other_ranks', 'duration',
-           'find_run', 'save_results', 'comparison_text', 'print_comparison', 'print_sweep', 'train', 'check',
-           'resume_run', 'list_runs']
+__all__ = ['data_path', 'print_table', 'styled', 'EpochTable', 'check_device', 'check_writable', 'changed_recipe',
+           'mute_other_ranks', 'duration', 'find_run', 'save_results', 'comparison_text', 'print_comparison',
+           'print_summary', 'print_sweep', 'train', 'check', 'resume_run', 'print_runs', 'list_runs']
 
 # %% ../nbs/35_commands.ipynb #2e210a39
+def _print_data_sets():
+    "Print what `--data` takes"
+    print('A folder with train/<class>/ and test/<class>/, or one of these names:\n')
+    for name,f in data_sets.items():
+        text = f'{name:<15} {getattr(f, "func", f).__doc__.split(". ")[0]}'
+        print(textwrap.fill(text, text_width(), initial_indent='  ', subsequent_indent=' '*18))
+
 def data_path(
-    data:str # Name in `data_sets`, or a folder with `train/<class>/` and `test/<class>/`
+    data:str # Name in `data_sets`, or a folder with `train/<class>/` and `test/<class>/`; 'help' lists the names
 ) -> Path:
     "Return the folder that `--data` names. Raise `ValueError` for an unknown name"
     if data in data_sets: return data_sets[data]()
     path = Path(data).expanduser()
     if path.is_file(): raise ValueError(f'--data {data}: a file, not a folder of images')
     if path.is_dir() or len(path.parts)>1: return path # `find_images` checks its content
-    try: look_up('--data', data, data_sets)
-    except ValueError as e: raise ValueError(f'{e}, or a folder. There is no folder of this name') from None
+    if data=='help':
+        _print_data_sets()
+        raise SystemExit(0)
+    try: look_up('--data', data, data_sets, '--data help')
+    except ValueError as e: raise ValueError(f'{e}. A folder of this name does not exist') from None
+
+def print_table(
+    table:pd.DataFrame, # Index and columns are printed, too
+    **kwargs # Further arguments of `to_string`
+):
+    "Print a table, wrapped at the width of the terminal"
+    print(table.to_string(line_width=text_width(), na_rep='', **kwargs), flush=True)
+
+def styled(
+    text:str, # Text of a line
+    code:str # ANSI code, such as '32' for green
+) -> str:
+    "Return text with an ANSI style on a terminal, unless the environment variable `NO_COLOR` is set"
+    return f'\x1b[{code}m{text}\x1b[0m' if sys.stdout.isatty() and not os.environ.get('NO_COLOR') else text
 
 class EpochTable(FitCallback):
-    "Print a line for each epoch instead of fastai's table: learning rate, time, loss and accuracy"
-    order,needed_to_resume = 61,False # after fastai's progress bar has begun
-    columns = ('epoch','lr','time','train loss','train acc','valid loss','valid acc')
+    """Print a line for each epoch instead of fastai's table: learning rate, time, loss and accuracy
 
-    def after_create(self): self.learn.logger = noop # fastai writes no table of its own
+    A star marks the best validation accuracy so far. On a terminal, a `ProgressLine` shows the time left."""
+    order,needed_to_resume = History.order+1,False
+    columns = dict(epoch=5, lr=9, time=8) | dict.fromkeys(['train loss','train acc','valid loss','valid acc'], 10)
+
+    def after_create(self):
+        self.learn.logger = noop # fastai writes no table of its own
+        self.learn.remove_cbs(ProgressCallback)
 
     def before_fit(self):
-        self.n_before = len(self.learn.history.rows)
+        self.n_before,self.n_batches = len(self.learn.history.rows),[len(o) for o in self.dls.loaders[:2]]
+        self.line = ProgressLine('', self.n_epoch*sum(self.n_batches))
         self._write(self.columns)
 
-    def _write(self, cells):
-        line = '  '.join(f'{o:>10}' for o in cells)
-        mbar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
-        if mbar: mbar.write(line)
-        else: print(line, flush=True)
+    def _write(self, cells, is_best=False):
+        line = '  '.join(f'{o:>{width}}' for o,width in zip(cells, self.columns.values()))
+        self.line.clear()
+        print(styled(line, '32') if is_best else line, flush=True)
+
+    def after_batch(self):
+        if not self.line.terminal: return
+        self.line.label = f'epoch {self.epoch+1} of {self.n_epoch}'
+        done = self.epoch*sum(self.n_batches)+self.iter+1
+        self.line.update(done if self.training else done+self.n_batches[0])
 
     def after_epoch(self):
-        if len(self.learn.history.rows)==self.n_before: return
-        r = self.learn.history.rows[-1]
+        rows = self.learn.history.rows
+        if len(rows)==self.n_before: return
+        r = rows[-1]
+        is_best = r['valid_accuracy']>max((o['valid_accuracy'] for o in rows[:-1]), default=-1)
         minutes,seconds = divmod(r['seconds'], 60)
-        self._write((r['epoch'], f"{r['lr']:.6f}", f'{int(minutes):02}:{seconds:04.1f}', f"{r['train_loss']:.4f}",
-                     f"{r['train_accuracy']:.2%}", f"{r['valid_loss']:.4f}", f"{r['valid_accuracy']:.2%}"))
+        accuracy = f"{r['valid_accuracy']:.2%}{'*' if is_best else ' '}"
+        cells = (r['epoch'], f"{r['lr']:.6f}", f'{int(minutes):02}:{seconds:04.1f}', f"{r['train_loss']:.4f}",
+                 f"{r['train_accuracy']:.2%}", f"{r['valid_loss']:.4f}", accuracy)
+        self._write(cells, is_best)
+
+    def cleanup(self): self.line.clear()
 
 def check_device(
     device:str|None # 'cuda', 'cpu', 'mps'; None is the default device
@@ -93,7 +133,8 @@ def changed_recipe(
     **changes # Fields to change; those that are None stay
 ) -> Recipe:
     "Return a recipe with the fields that the options of a command set"
-    return look_up('recipe', name, recipes).but(**{k: v for k,v in changes.items() if v is not None})
+    recipe = look_up('recipe', name, recipes, 'cifar_train --help')
+    return recipe.but(**{k: v for k,v in changes.items() if v is not None})
 
 def mute_other_ranks():
     "Let only rank 0 print"
@@ -155,7 +196,7 @@ def _result_line(run):
     last,best = run.history().iloc[-1],run.best()
     accuracies = (f'final accuracy {last.valid_accuracy:.2%} (epoch {last.epoch:.0f}), '
                   f'best {best.valid_accuracy:.2%} (epoch {best.epoch:.0f})')
-    return f'{run.path.name}: {accuracies}   run: {run.path}   curves: {run.path/"curves.png"}'
+    return f'{run.path.name}: {accuracies}\ncurves: {run.path/"curves.png"}'
 
 def _how_to_resume(run): return f'\nResume with: {run.resume_command}' if run and run.checkpoints() else ''
 
@@ -184,15 +225,31 @@ def print_comparison(
     runs # `Run`s
 ):
     "Print the paired comparison of recipes trained with the same seeds"
-    for names,r in paired_comparison(runs).iterrows(): print(comparison_text(names, r))
+    for names,r in paired_comparison(runs).iterrows():
+        print(textwrap.fill(comparison_text(names, r), text_width(), subsequent_indent=' '*4))
+
+def _per_cent(mean, sd):
+    if pd.isna(mean): return ''
+    return f'{100*mean:.2f} %' if pd.isna(sd) else f'{100*mean:.2f} ± {100*sd:.2f} %'
+
+def print_summary(
+    runs # `Run`s
+):
+    "Print the finished of all runs, and mean ± standard deviation of the accuracies of each recipe"
+    df = summarise(runs)
+    done = df.n.astype(str)+'/'+(df.n+df.unfinished).astype(str)
+    table = pd.DataFrame(dict(runs=done, epochs=df.epochs, time=df.seconds))
+    for k in ('final','best'): table[k] = [*map(_per_cent, df[f'{k}_mean'], df[f'{k}_sd'])]
+    print_table(table, formatters=dict(time=duration))
 
 def print_sweep(
     runs, # `Run`s of a grid
     file # Figure to write
 ):
-    "Print the table of a sweep and write its plot"
+    "Print the table of a sweep, with accuracies in per cent, and write its plot"
     table = sweep_table(runs)
-    print(f'\n{table.round(4).to_string(index=False)}')
+    print()
+    print_table(table, index=False, formatters=dict.fromkeys(['accuracy','sd'], '{:.2%}'.format))
     if len(table)<2: return
     plot_sweep(table).figure.savefig(file)
     plt.close()
@@ -232,11 +289,10 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
     def begin(recipe, learn, run):
         nonlocal current
         current,dls = run,learn.dls
-        if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
         processes = f', {num_distrib()} processes' if num_distrib()>1 else ''
-        print(f'{run.path.name} ({n_params(learn.model):,} parameters) on {path}: {len(dls.train_ds):,} training '
-              f'and {len(dls.valid_ds):,} validation images, '
-              f'on {dls.device} in {recipe.precision_on(dls.device)}{processes}')
+        print(f'{styled(run.path.name, "1")}: {n_params(learn.model):,} parameters, '
+              f'on {dls.device} in {recipe.precision_on(dls.device)}{processes}\n'
+              f'{len(dls.train_ds):,} training and {len(dls.valid_ds):,} validation images of {path}')
     try:
         for run in _train_all(rs, path, spread, seeds, name, device, root=out, tensorboard=tensorboard, before=begin,
                               checkpoints=checkpoints, info=dict(engine=engine), engine=engine):
@@ -250,7 +306,7 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
         where = f'{current.path.name} failed: ' if current else ''
         message,code = f'cifar_train: {where}{error_text(e)}{_how_to_resume(current)}',1
     done = [o for o in runs if o.info['state']=='done']
-    if len(runs)>1: print(summarise(runs).round(4).to_string())
+    if len(runs)>1: print_summary(runs)
     print_comparison(runs)
     try:
         if results and done and not rank_distrib(): save_results(done, results)
@@ -277,7 +333,6 @@ def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
     if model not in architectures:
         raise ValueError(f'{run.path}: unknown model {model!r}. Call register_model, then resume, from Python')
     def begin(r, learn, run):
-        if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
         name,dev = run.info['resumed'][-1]['checkpoint'],learn.dls.device
         print(f'{run.path.name} from checkpoint {name}, on {dev} in {r.precision_on(dev)}', flush=True)
     kwargs = dict(device=device) if device else {}
@@ -290,9 +345,15 @@ def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
     print(_result_line(run))
 
 # %% ../nbs/35_commands.ipynb #759e4e37
-def _runs_to_print(table):
-    table = table.assign(reason=table.reason.str.split('\n').str[0].str.slice(0,70))
-    return table.to_string(na_rep='', formatters=dict(final='{:.2%}'.format, best='{:.2%}'.format, seconds=duration))
+def print_runs(
+    table:pd.DataFrame # From `runs_table`
+):
+    "Print the main columns of runs, then the reasons of those that failed"
+    shown = table.rename(columns=dict(seconds='time'))[['data','epochs','final','best','time','state']]
+    shown['epochs'] = table.epochs.astype(str)+'/'+table.planned.astype(str)
+    print_table(shown, formatters=dict(final='{:.2%}'.format, best='{:.2%}'.format, time=duration))
+    for name,reason in table.reason[table.reason!=''].items():
+        print(textwrap.shorten(f'{name}: {reason}', text_width(), placeholder='...'))
 
 def list_runs(run, out, where, sort, reverse, plot, compare, prune, keep, yes):
     "List, compare and delete runs, see `cifar_runs`"
@@ -305,12 +366,15 @@ def list_runs(run, out, where, sort, reverse, plot, compare, prune, keep, yes):
         try: table = table.query(where)
         except Exception as e: raise ValueError(f'--where {where}: {e}. Columns are {", ".join(table)}') from None
     table = table.sort_values(look_up('column', sort, list(table)), ascending=not reverse, kind='stable')
-    print(_runs_to_print(table) if len(table) else f'no such runs in {out}')
+    if len(table): print_runs(table)
+    else: print(f'no such runs in {out}')
     chosen = [runs[o] for o in table.index]
     if compare:
         if len(chosen)!=2: raise ValueError(f'--compare: expected two runs, got {len(chosen)}')
         differ = compare_recipes(*chosen)
-        print('\n'+(differ.to_string() if len(differ) else 'the recipes are equal'))
+        print()
+        if len(differ): print_table(differ, max_colwidth=25)
+        else: print('the recipes are equal')
     if plot:
         plot = check_writable('plot', plot)
         fig = plot_runs(chosen)
@@ -325,7 +389,8 @@ def _prune(runs, yes):
     "Show runs, ask, and delete them"
     if not runs: return print('\nNothing to delete: all of them are the best of their recipe, or not finished')
     sizes = {o.path.name: sum(f.stat().st_size for f in o.path.rglob('*') if f.is_file())/1e6 for o in runs}
-    print(f'\nTo be deleted:\n{pd.Series(sizes, name="MB").round(1).to_frame().to_string()}')
+    print('\nTo be deleted:')
+    print_table(pd.Series(sizes, name='MB').round(1).to_frame())
     try: answer = 'y' if yes else input(f'Delete these {len(runs)}, {sum(sizes.values()):,.1f} MB? [y/N] ')
     except EOFError: answer = '' # nobody there to ask
     if answer.strip().lower() not in ('y','yes'): return print('\nNothing was deleted')

@@ -7,29 +7,36 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 # %% ../nbs/00_core.ipynb #fe685bbc
 from __future__ import annotations
 import difflib,inspect,os,random,shutil,sys,tempfile,time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import wraps
 from filelock import FileLock
 from fastcore.basics import num_cpus
+from fastcore.imports import IN_NOTEBOOK
 from pathlib import Path
 import numpy as np
 
 # %% auto #0
 __all__ = ['okabe_ito', 'look_up', 'derive_seed', 'rng_state', 'set_rng_state', 'cpu_has_bf16', 'half_precision', 'device_name',
            'flush_to_disk', 'atomic_replace', 'atomic_file', 'write_text', 'atomic_folder', 'error_text', 'exit_with',
-           'shadows_fastai']
+           'shadows_fastai', 'text_width', 'ProgressLine', 'progress', 'thread_map']
 
 # %% ../nbs/00_core.ipynb #43133c0b
 def look_up(
     kind:str, # Kind of name, for the error message: 'recipe', 'model', ...
     name:str, # Name to look up
-    options # Valid names, or a dict of them
+    options, # Valid names, or a dict of them
+    listing:str='' # Where the names are listed, for the error message if there are over eight
 ): # `options[name]` of a dict, else `name`
-    "Look up a name. Raise `ValueError` with the closest match for an unknown one"
+    "Look up a name. Raise `ValueError` with the closest matches for an unknown one"
     if name in options: return options[name] if isinstance(options, dict) else name
-    valid,lower = ', '.join(map(str, options)),{str(o).lower(): o for o in options}
-    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=.4)
-    hint = f'did you mean {lower[near[0]]!r}? There are' if near else 'expected one of'
+    names,lower = [*map(str, options)],{str(o).lower(): o for o in options}
+    valid = ', '.join(names[:8])
+    if len(names)>8: valid = f'{len(names)} names, see {listing}' if listing else f'{valid} and {len(names)-8} more'
+    def similar(**kw): return difflib.get_close_matches(str(name).lower(), lower, **kw)
+    near = [repr(lower[o]) for o in similar(n=3, cutoff=.6) or similar(n=1, cutoff=.4)]
+    hint = f'did you mean {" or ".join(near)}? There are' if near else 'expected one of'
     raise ValueError(f'{kind} {name!r}: {hint} {valid}')
 
 # %% ../nbs/00_core.ipynb #66a828cc
@@ -199,6 +206,69 @@ def shadows_fastai(
             raise TypeError(f"{name} of cifar_fastai: {e}. fastai's function is fastai.learner.{name}") from None
         return f(*args, **kwargs)
     return inner
+
+# %% ../nbs/00_core.ipynb #d0449c61
+def text_width() -> int: # In characters, 80 without a terminal
+    "Return the width of the terminal, for `to_string` and the like"
+    return shutil.get_terminal_size((80,24)).columns
+
+class ProgressLine:
+    "Show the progress of a loop and the time left: one line, redrawn on a terminal, printed every 30 s in a log"
+    def __init__(self,
+        label:str, # What is done, such as 'decoding'
+        total:int # Number of steps
+    ):
+        self.label,self.total,self.terminal = label,total,sys.stdout.isatty()
+        self.first = None # number of steps that were done before, as in a training that is resumed
+        self.start = self.shown = time.monotonic()
+
+    def update(self,
+        done:int # Number of finished steps, at least 1
+    ):
+        "Show the number of steps, unless the last time was a moment ago"
+        now = time.monotonic()
+        if self.first is None: self.first = done-1
+        if now-self.shown<(.2 if self.terminal else 30): return
+        seconds = (now-self.start)/max(1, done-self.first)*(self.total-done)
+        self.shown,left = now,timedelta(seconds=round(seconds))
+        text = f'{self.label}: {done/self.total:.0%}, {left} left'
+        if not self.terminal: return print(text, flush=True)
+        print(f'\r\x1b[K[{"#"*(20*done//self.total):20}] {text}'[:text_width()], end='', flush=True)
+
+    def clear(self):
+        "Erase the line on a terminal, before other lines are printed"
+        if self.terminal: print('\r\x1b[K', end='', flush=True)
+
+def progress(
+    items, # Sequence, or an iterable of `total` items
+    label:str, # What is done with them, such as 'decoding'
+    total:int|None=None, # Number of items; None is `len(items)`
+    notebook:bool=IN_NOTEBOOK # Show a bar in the notebook?
+):
+    "Yield items and show the progress: a bar in a notebook, else a `ProgressLine`"
+    total = len(items) if total is None else total
+    if notebook:
+        from fastprogress.fastprogress import progress_bar
+        bar = progress_bar(items, total=total, leave=False)
+        bar.comment = label
+        yield from bar
+        return
+    line = ProgressLine(label, total)
+    try:
+        for i,o in enumerate(items, 1):
+            yield o
+            line.update(i)
+    finally: line.clear()
+
+def thread_map(
+    f, # Function of an item
+    items, # Sequence
+    label:str='' # As for `progress`; '' shows nothing
+) -> list: # Its results, in the order of the items
+    "Apply a function to items in threads, at most eight"
+    with ThreadPoolExecutor(min(8, num_cpus())) as pool:
+        results = pool.map(f, items)
+        return list(progress(results, label, len(items)) if label else results)
 
 # %% ../nbs/00_core.ipynb #6cbe5c0c
 okabe_ito = ['#0072B2','#D55E00','#009E73','#CC79A7','#56B4E9','#E69F00','#000000'] # colour cycle of all figures

@@ -9,11 +9,9 @@ from __future__ import annotations
 import csv,hashlib,json,os,shutil,tarfile,warnings
 from collections import Counter
 from functools import cached_property
-from fastcore.parallel import parallel
 from fastai.vision.all import *
 from fastai.data.external import fastai_path
 from fastdownload import FastDownload
-from fastprogress.fastprogress import progress_bar
 from .core import *
 from .codec import *
 from safetensors import safe_open
@@ -21,7 +19,7 @@ from safetensors.numpy import save as tensor_bytes
 from torchvision.datasets import CIFAR10
 
 # %% auto #0
-__all__ = ['cifar10_classes', 'data_sets', 'DataError', 'read_image', 'ImageFiles', 'test_folder', 'find_images',
+__all__ = ['data_sets', 'cifar10_classes', 'DataError', 'read_image', 'ImageFiles', 'test_folder', 'find_images',
            'unreadable_images', 'Images', 'load_images', 'fastai_source', 'torchvision_source', 'download_folder',
            'get_cifar10', 'draw_digit', 'get_digits']
 
@@ -45,6 +43,7 @@ def read_image(
     except ImageError as e: raise DataError(str(e)) from None
 
 # %% ../nbs/02_data.ipynb #058ee8d8
+data_sets = {} # name: function that returns the folder
 _pixel_rules = '2' # increase it when `decode_image` changes: cached pixels are then decoded again
 
 def _listing(path):
@@ -101,6 +100,23 @@ class ImageFiles:
             res.update(os.fsencode(f)+b'\0'+content.digest())
         return res.hexdigest()
 
+    def layout_errors(self,
+        test:bool=True # Are test images required?
+    ):
+        "Yield what is wrong with the class folders"
+        train_path = self.path/'train' if self.test else self.path
+        train,held_out = ({f.split('/')[-2] for f in self.split(o)} for o in ('train','test'))
+        if not train: yield f'{train_path}: no images in class folders. Expected {self.path}/train/<class>/*.png'
+        if len(train)==1: yield f'{train_path}: only one class, {self.classes[0]!r}. Add images of a second class'
+        folders = [o.name for o in os.scandir(train_path) if o.is_dir() and not o.name.startswith('.')]
+        for o in sorted(set(folders)-train): yield f'{train_path}/{o}: no images in it. Add some or remove the folder'
+        if not test: return
+        test_path = self.path/self.test
+        for o in sorted(train-held_out):
+            yield f'{test_path}: no images of class {o!r}, which the training set has. Add some'
+        for o in sorted(held_out-train):
+            yield f'{test_path}/{o}: the training set has no such class. Remove the folder'
+
     def __len__(self): return len(self.files)
     def __repr__(self):
         path = str(self.path).replace(str(Path.home()), '~', 1)
@@ -116,42 +132,31 @@ def test_folder(
 
 def find_images(
     path, # Folder with `train/<class>/` and `test/<class>/` (or `valid`, or `val`); or, for test=False, with `<class>/`
-    test:bool|str=True # True requires test images, a name requires this folder of them, False makes them optional
+    test:bool|str=True, # True requires test images, a name requires this folder of them, False makes them optional
+    check:bool=True # Check the class folders, too?
 ) -> ImageFiles:
     "List the images of a folder and check its layout. Raise `DataError` that states the invalid folder"
-    path = Path(path).expanduser()
+    name,path = str(path),Path(path).expanduser()
     layout = f'{path}/train/<class>/*.png'
     if not path.is_dir():
         what = 'this is a file, not a folder of images' if path.exists() else 'no such folder'
-        raise DataError(f'{path}: {what}. Expected {layout}')
+        getter = getattr(data_sets.get(name), '__name__', f'data_sets[{name!r}]')
+        hint = f'{getter}() returns the folder of this data set' if name in data_sets else f'Expected {layout}'
+        raise DataError(f'{path}: {what}. {hint}')
     test_path = path/test if isinstance(test, str) else test_folder(path) or path/'test'
     missing = [o.name for o in (path/'train',test_path) if not o.is_dir()]
     if test and missing:
         raise DataError(f'{path}: missing folder {" and ".join(missing)}. Expected {layout} and '
                         f'{test_path}/<class>/*.png, or hold out part of the images, as with valid=0.1')
     if 'train' in missing:
-        train_path = path
         res = ImageFiles(path, [(nm.split('/', 1)[1],*rest) for nm,*rest in _listing(path)], None)
     else:
-        train_path = path/'train'
         rows = [] if missing else _listing(test_path)
-        res = ImageFiles(path, rows+_listing(train_path), test_path.name)
-    train,held_out = ({f.split('/')[-2] for f in res.split(o)} for o in ('train','test'))
-    if not train: raise DataError(f'{train_path}: no images in class folders. Expected {layout}')
-    if len(train)==1: raise DataError(f'{train_path}: only one class, {res.classes[0]!r}. Add images of a second class')
-    folders = [o.name for o in os.scandir(train_path) if o.is_dir() and not o.name.startswith('.')]
-    if empty := sorted(set(folders)-train):
-        raise DataError(f'{train_path}/{empty[0]}: no images in it. Add some or remove the folder')
-    if test:
-        if missing := sorted(train-held_out):
-            raise DataError(f'{test_path}: no images of class {missing[0]!r}, which the training set has. Add some')
-        if extra := sorted(held_out-train):
-            raise DataError(f'{test_path}/{extra[0]}: the training set has no such class. Remove the folder')
+        res = ImageFiles(path, rows+_listing(path/'train'), test_path.name)
+    for error in res.layout_errors(bool(test)) if check else (): raise DataError(error)
     return res
 
 # %% ../nbs/02_data.ipynb #ca3c3800
-_workers = min(8, os.cpu_count() or 1)
-
 def _decode(paths, size, progress):
     "Return pixels [N, size, size, 3], sums of pixels and of squares [N, 2, 3], and the number of resized images"
     pixels,moments = np.empty((len(paths),size,size,3), np.uint8),np.empty((len(paths),2,3), np.int64)
@@ -163,7 +168,7 @@ def _decode(paths, size, progress):
         wide = pixels[i].reshape(-1,3).astype(np.int64)
         moments[i] = wide.sum(0),(wide**2).sum(0)
         return resize
-    res = parallel(decode, range(len(paths)), threadpool=True, n_workers=_workers, progress=progress)
+    res = thread_map(decode, range(len(paths)), 'decoding images' if progress else '')
     if errors := [o for o in res if isinstance(o, str)]:
         more = f'\n... and {len(errors)-5} more' if len(errors)>5 else ''
         raise DataError('\n'.join(errors[:5]) + more)
@@ -176,7 +181,7 @@ def unreadable_images(
     def error(f):
         try: read_image(f, 8)
         except DataError as e: return str(e)
-    return [(i,o) for i,o in enumerate(parallel(error, files, threadpool=True, n_workers=_workers)) if o]
+    return [(i,o) for i,o in enumerate(thread_map(error, files)) if o]
 
 class Images:
     "Pixels of a folder, `pixels` [N, size, size, 3] of uint8, and the `row` of each relative file name"
@@ -228,7 +233,7 @@ def load_images(
     images:ImageFiles, # From `find_images`
     size:int|None=None, # Side in pixels, 8 to 512; None takes the most frequent one of the folder, from 32 to 224
     cache:bool=True, # Keep the pixels in `<path>/.pixels/`?
-    progress:bool|None=None # Show a progress bar? None shows it for 5,000 images or more
+    progress:bool|None=None # Show the progress? None shows it for 5,000 images or more
 ) -> Images: # uint8 pixels in the order of `images.files`
     "Decode a folder of images, or read its cache. Raise `DataError` that lists files that cannot be read"
     size = size or images.usual_size()
@@ -282,7 +287,7 @@ def torchvision_source(
             ds = dataset(side/'download', split)
             folders = [side/'images'/split/c for c in classes or ds.classes]
             for o in folders: o.mkdir(parents=True)
-            for i in progress_bar(range(len(ds))):
+            for i in progress(range(len(ds)), f'writing {split} images'):
                 im,y = ds[i]
                 im.save(folders[y]/f'{i:05}.png')
     return from_official
@@ -378,4 +383,4 @@ def get_digits() -> Path: # `<path>/train/<class>/*.png`, `<path>/test/<class>/*
     return path
 
 # %% ../nbs/02_data.ipynb #c325c9c5
-data_sets = dict(cifar10=get_cifar10, digits=get_digits) # name: function that returns the folder
+data_sets.update(cifar10=get_cifar10, digits=get_digits)

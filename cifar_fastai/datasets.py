@@ -43,7 +43,7 @@ def archive_sorter(
             else: f.rename(target)
         for split,folder in (('train',train),('test',test)):
             files = get_image_files(extracted/folder)
-            parallel(partial(sort, split=split), files, threadpool=True, progress=len(files)>=5000)
+            thread_map(partial(sort, split=split), files, f'writing {split} images' if len(files)>=5000 else '')
     return arrange
 
 # %% ../nbs/05_datasets.ipynb #4d243bf6

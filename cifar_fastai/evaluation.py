@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/evaluation.html.md"""
 
 # %% ../nbs/36_evaluation.ipynb #cd03cd3f
 from __future__ import annotations
-import importlib.util,os,tempfile
+import importlib.util,os,tempfile,textwrap
 from fastai.vision.all import *
 from .codec import image_files
 from .core import *
@@ -26,7 +26,7 @@ from .script import *
 from .commands import *
 
 # %% auto #0
-__all__ = ['bench', 'explain', 'labelled_files', 'evaluate', 'export']
+__all__ = ['bench', 'explain', 'labelled_files', 'class_table', 'evaluate', 'export']
 
 # %% ../nbs/36_evaluation.ipynb #93dedc18
 def _baselines(names, device, speed_only):
@@ -39,13 +39,17 @@ def _baselines(names, device, speed_only):
         raise ValueError('baseline airbench is timed by complete trainings. Leave out --speed-only')
     return [o for o in names if o!='airbench'],[o for o in names if o=='airbench']
 
+def _print_measurements(table):
+    def number(o): return f'{o:,.0f}' if o>=1000 else f'{o:.4g}'
+    print_table(table, float_format=number)
+
 def _print_speeds(r, dls, device, speeds):
     "Print throughputs; return the MFU at one image per second"
     net,precision = create_model(r.model, dls.c, **r.model_args),r.precision_on(device)
     peak,flops = matmul_peak(device, precision),training_flops(net, dls.one_batch()[0].shape[-1])
-    print(f'{r.name} in batches of {r.bs} on {device_name(device)} in {precision}: matrix products reach '
-          f'{peak/1e9:,.0f} GFLOP/s, an image takes {flops/1e9:.3g} GFLOP\n')
-    print(bench_table(speeds, mfu=flops/peak).drop(columns='n').round(4).to_string(), flush=True)
+    print(f'{r.name} in batches of {r.bs} on {device_name(device)} in {precision}\n'
+          f'matrix products reach {peak/1e9:,.0f} GFLOP/s, an image takes {flops/1e9:.3g} GFLOP\n')
+    _print_measurements(bench_table(speeds, mfu=flops/peak).drop(columns='n'))
     if 'bare_pytorch' in speeds.index:
         ratio = speeds.filter(like='turn_').T.eval('cifar_fastai/bare_pytorch').median()
         print(f'\ncifar_fastai reaches {ratio:.0%} of the throughput of the bare loop')
@@ -56,7 +60,8 @@ def _bench_host(recipe, data, bs, rounds, steps, warmup, device):
     rs = list(recipes.values()) if recipe is None else [changed_recipe(recipe)]
     path = data_path(data or 'digits')
     table = host_overhead(rs, path, rounds, steps or 20, warmup or 5, bs or 32, device=device or default_device())
-    print(f'Per training step with a stub of the network, images of 16x16 pixels\n\n{table.round(2).to_string()}')
+    print('Per training step with a stub of the network, images of 16x16 pixels\n')
+    print_table(table.round(2))
 
 def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds, steps, warmup, device, fp32, compile,
           no_tta, speed_only, host, quick, csv, plot):
@@ -89,7 +94,7 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
     if script:
         others[Path(script).name] = script_training(script, path, pattern)
         notes.append(f'{Path(script).name} has its own batch size and epochs')
-    rows,speeds,mfu,done = None,None,None,[]
+    rows,speeds,mfu,done,error = None,None,None,[],None
     def report(o):
         done.append(o)
         tta = '' if math.isnan(o['accuracy_tta']) else f", {o['accuracy_tta']:.2%} with TTA"
@@ -104,22 +109,30 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
             if not speed_only: print(f'\n{about} (--speed-only skips them)', flush=True)
             del dls
         if not speed_only: rows,curves = repeats(r, path, n, device, not no_tta, others, report=report)
-    except NonFiniteLossError as e: raise ValueError(error_text(e)) from None
+    except (NonFiniteLossError,ValueError) as e:
+        if not done: raise ValueError(error_text(e)) from None
+        rows,curves,error = pd.DataFrame(done),None,e # without those that failed
+        notes.append('incomplete')
     except KeyboardInterrupt: raise KeyboardInterrupt(f'Stopped. {len(done)} complete trainings') from None
     if rank_distrib(): return
     if not alone: notes.append(f'{num_distrib()} processes')
     try:
         if csv: save_bench(csv, bench_table(speeds, rows, mfu), r, path, device, steps, note=', '.join(notes))
         if speed_only: return
-        print('\n'+bench_table(rows=rows).drop(columns='ratio').round(4).to_string())
+        print()
+        _print_measurements(bench_table(rows=rows)[['n','mean','sd','low','high']])
         for (names,quantity),o in compare_trainings(rows).iterrows():
-            print(comparison_text(f'{names}, {quantity}', o, '+.2%' if quantity=='accuracy' else '+.2f', 'trainings'))
-        ax = plot_times(curves)
-        ax.set_title(f'{r.name} on {device_name(device)}')
-        ax.figure.savefig(plot, dpi=120)
-        plt.close(ax.figure)
-        print(f'\naccuracy over time: {plot}')
+            form = '+.2%' if quantity=='accuracy' else '+.2f'
+            text = comparison_text(f'{names}, {quantity}', o, form, 'trainings')
+            print(textwrap.fill(text, text_width(), subsequent_indent=' '*4))
+        if error is None:
+            ax = plot_times(curves)
+            ax.set_title(f'{r.name} on {device_name(device)}')
+            ax.figure.savefig(plot, dpi=120)
+            plt.close(ax.figure)
+            print(f'\naccuracy over time: {plot}')
     except (ValueError,OSError) as e: raise ValueError(f'measured, but not written: {error_text(e)}') from None
+    if error: raise ValueError(f'{error_text(error)}. The table has the {len(done)} trainings before') from None
 
 # %% ../nbs/36_evaluation.ipynb #e1a547ec
 def _training_images(path):
@@ -228,6 +241,15 @@ def _read_files(files, predictor, messages):
         else: kept.append(i)
     return kept,pixels
 
+def class_table(
+    df:pd.DataFrame # From `predictions`, with labels
+) -> pd.DataFrame: # A row for each class: images, accuracy, precision, 'confused with'
+    "Return accuracies of classes as text, each with the most frequent wrong prediction and its fraction of the class"
+    pairs = most_confused(df).drop_duplicates('true').set_index('true')
+    table = per_class(df).assign(confused=pairs.predicted.astype(str)+' '+pairs.share.map('{:.1%}'.format))
+    table = table.rename(columns=dict(support='images', recall='accuracy', confused='confused with'))
+    return table[['images','accuracy','precision','confused with']]
+
 def evaluate(model, data, part, tta, csv, device, fp32):
     "Evaluate a model, see `cifar_eval`"
     check_device(device)
@@ -236,18 +258,18 @@ def evaluate(model, data, part, tta, csv, device, fp32):
     if not data: data = _test_images(model) if isinstance(predictor, TorchPredictor) else 'cifar10'
     files,targs = labelled_files(data, part, predictor.classes)
     print(f'{predictor.name}: {len(files):,} images, {len(predictor.classes)} classes', flush=True)
-    starts = range(0, len(files), 1000) # memory does not grow with the number of images
-    for i in progress_bar(starts, leave=False) if sys.stdout.isatty() else starts:
-        idxs,pixels = _read_files(files[i:i+1000], predictor, unreadable)
+    starts = range(0, len(files), 256) # memory does not grow with the number of images
+    for i in progress(starts, 'evaluating', notebook=False):
+        idxs,pixels = _read_files(files[i:i+256], predictor, unreadable)
         if idxs: probs.append(predictor(pixels, tta))
         kept += [i+o for o in idxs]
     if not kept: raise ValueError(f'none of the images can be read. The first: {unreadable[0]}')
     df = predictions_table([files[i] for i in kept], np.concatenate(probs), predictor.classes, targs[kept])
     if csv: df.drop(columns='probs').to_csv(csv, index=False)
     c,n_right = calibration(df),(df.true==df.predicted).sum()
-    print(f'accuracy {c.accuracy:.2%}{" with TTA" if tta else ""} ({n_right:,} right), '
+    print(f'accuracy {c.accuracy:.2%}{" with TTA" if tta else ""} ({n_right:,} right)\n'
           f'negative log-likelihood {c.nll:.4f}, expected calibration error {c.ece:.3f}\n')
-    print(per_class(df).round(4).to_string())
+    print_table(class_table(df), formatters=dict.fromkeys(['accuracy','precision'], '{:.2%}'.format))
     if csv: print(f'\npredictions: {csv}')
     _report_unreadable('cifar_eval', unreadable)
 

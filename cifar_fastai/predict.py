@@ -101,7 +101,9 @@ class Predictor:
         ort, = onnx_packages('Predictor', ['onnxruntime'])
         path = Path(path).expanduser()
         self.path = path/'model.onnx' if path.is_dir() else path
-        if not self.path.is_file(): raise PredictError(f'{self.path}: no such file. Write one with `to_onnx`')
+        if not self.path.is_file():
+            if path.suffix!='.onnx': path = path/'model.onnx'
+            raise PredictError(f'{self.path}: no such file. Write {path} with to_onnx or cifar_export')
         options = ort.SessionOptions()
         options.log_severity_level = 3
         providers = [o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()]

@@ -49,7 +49,7 @@ def train_runs(
     before the first training if a recipe does not exist or does not fit the images."""
     if seeds<1: raise ValueError(f'train_runs: seeds={seeds}, expected 1 or more')
     if name and Path(name).name!=name: raise ValueError(f'train_runs: name={name!r}, expected a name without a path')
-    rs = [look_up('recipe', o, all_recipes) if isinstance(o, str) else o for o in L(recipes)]
+    rs = [look_up('recipe', o, all_recipes, 'list(recipes)') if isinstance(o, str) else o for o in L(recipes)]
     for r in rs[1:]: r.learner(r.dls(path, **kwargs)) # raises here, not after hours of the first training
     for r in rs:
         for seed in range(r.seed, r.seed+seeds):
@@ -312,7 +312,7 @@ def prunable(
 def prune_runs(
     runs # From `prunable`
 ):
-    "Delete runs. Raise `RuntimeError` if a process is training into one"
+    "Delete runs. Raise `RuntimeError` if a process is writing to one"
     for o in runs:
         with o.lock(): pass
         shutil.rmtree(o.path)
