@@ -115,7 +115,7 @@ def cam_randomisation(
         found['rank correlation',step].append(rank_correlation(maps, trained))
 
     names = [nm for nm,m in model.named_modules() if [*m.parameters(recurse=False)]][::-1]
-    groups = [names[:1],*np.array_split(names[1:], steps-1)]
+    groups = [names[:1],*(o for o in np.array_split(names[1:], steps-1) if len(o))]
     for _ in range(seeds):
         randomised = deepcopy(model)
         for group in groups:
