@@ -250,7 +250,7 @@ def plot_history(
         def draw(ax, x, y, line, label): # a single point needs a marker
             ax.plot(x, y, line, color=color, marker='o' if len(x)==1 else None, label=label)
         by_epoch = {epoch: [lr] for epoch,lr in zip(df.epoch, df.lr)}
-        if lrs: by_epoch.update(lrs[name])
+        by_epoch.update((lrs or {}).get(name, {}))
         at = np.concatenate([epoch-1+np.arange(1, len(o)+1)/len(o) for epoch,o in by_epoch.items()])
         draw(axs[0], at, np.concatenate([*by_epoch.values()]), '-', '_' if several else ' ')
         for ax,what in zip(axs[1:], ('loss','accuracy')):

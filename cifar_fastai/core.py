@@ -222,7 +222,8 @@ def label_ends(
     ax # matplotlib axes; lines without a label are ignored, and those with the label ' ' get their value alone
 ):
     "Write the label of each line and its final value beside its end, in its colour, instead of a legend"
-    ends = [(*line.get_xydata()[-1],line) for line in ax.lines if not line.get_label().startswith('_')]
+    lines = [o for o in ax.lines if len(o.get_xydata()) and not o.get_label().startswith('_')]
+    ends = [(*o.get_xydata()[-1],o) for o in lines]
     ends = sorted((o for o in ends if np.isfinite(o[1])), key=lambda o: o[1])
     if not ends: return
     ax.autoscale_view() # sets the limits
