@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 
 # %% ../nbs/10_callbacks.ipynb #03be66d6
 from __future__ import annotations
-import time
+import itertools,time
 from contextlib import ExitStack,contextmanager,nullcontext
 from types import SimpleNamespace
 from fastai.vision.all import *
@@ -176,7 +176,9 @@ class FitCallback(Callback):
 class History(FitCallback):
     "Record learning rate, seconds, losses, accuracies and further metrics of each complete epoch"
     order = Recorder.order+1
-    def __init__(self): self.rows,self._sums,self._part = [],{},None
+    def __init__(self):
+        self.rows,self.lrs = [],{} # and the learning rate of each step, by epoch
+        self._sums,self._part = {},None
 
     def before_epoch(self):
         self._start = time.perf_counter()
@@ -215,10 +217,14 @@ class History(FitCallback):
         if hasattr(self.learn, 'l1_penalty'): row['l1_penalty'] = self.learn.l1_penalty.value.item()
         row['train_seconds'],row['seconds'] = self._train_seconds,time.perf_counter()-self._start
         self.rows.append(row)
+        self.lrs[len(self.rows)] = self.recorder.lrs[-len(self.dls.train):]
 
-    def state_dict(self): return dict(rows=self.rows, sums=self._totals(), elapsed=time.perf_counter()-self._start)
+    def state_dict(self):
+        return dict(rows=self.rows, lrs=self.lrs, sums=self._totals(), elapsed=time.perf_counter()-self._start)
+
     def load_state_dict(self, state):
         self.rows,self._start = state['rows'],time.perf_counter()-state['elapsed']
+        self.lrs = state.get('lrs', {}) # which earlier versions did not save
         self._sums = {} if rank_distrib() else dict(state['sums']) # the sums over all processes count once
 
     def frame(self) -> pd.DataFrame: # A row for each epoch
@@ -230,28 +236,33 @@ class History(FitCallback):
         fig=None # matplotlib figure to draw on; None makes a new one
     ) -> plt.Figure: # Learning rate, loss and accuracy by epoch
         "Plot learning rate, loss and accuracy"
-        return plot_history({title: self.frame()}, fig)
+        return plot_history({title: self.frame()}, fig, {title: self.lrs})
 
 def plot_history(
     frames:dict, # Histories by name, each a table as from `History.frame`
-    fig=None # matplotlib figure to draw on; None makes a new one
+    fig=None, # matplotlib figure to draw on; None makes a new one
+    lrs:dict|None=None # `History.lrs` by name; None draws the learning rate of the last step of each epoch
 ) -> plt.Figure: # Learning rate, loss and accuracy by epoch
     "Plot the histories of one or several trainings: training dashed, validation solid"
-    if fig is None: fig = plt.figure(figsize=(6.5,2.6) if len(frames)==1 else (9,3.2), layout='constrained')
-    axs,markers = fig.subplots(1, 3),'osD^vPX'
-    for i,(name,df) in enumerate(frames.items()):
-        style = dict(color=okabe_ito[i%len(okabe_ito)])
-        if len(frames)>1 or len(df)==1: # a single epoch is a point, not a line
-            style.update(marker=markers[i%len(markers)], markersize=4, markevery=max(1,len(df)//8))
-        axs[0].plot(df.epoch, df.lr, label=name, **style)
+    if fig is None: fig = plt.figure(figsize=(6.44,2.6), layout='constrained')
+    axs,several = fig.subplots(1, 3),len(frames)>1
+    for (name,df),color in zip(frames.items(), itertools.cycle(okabe_ito)):
+        def draw(ax, x, y, line, label): # a single point needs a marker
+            ax.plot(x, y, line, color=color, marker='o' if len(x)==1 else None, label=label)
+        by_epoch = {epoch: [lr] for epoch,lr in zip(df.epoch, df.lr)}
+        by_epoch.update((lrs or {}).get(name, {}))
+        at = np.concatenate([epoch-1+np.arange(1, len(o)+1)/len(o) for epoch,o in by_epoch.items()])
+        draw(axs[0], at, np.concatenate([*by_epoch.values()]), '-', '_' if several else ' ')
         for ax,what in zip(axs[1:], ('loss','accuracy')):
-            for part,line in (('train','--'),('valid','-')):
+            for part,line,label in (('train','--','_'),('valid','-',name if what=='accuracy' else ' ')):
                 if f'{part}_{what}' not in df: continue
-                label = f'{name} {part}' if len(frames)>1 else part
-                ax.plot(df.epoch, df[f'{part}_{what}'], line, label=label, **style)
-    for ax,what in zip(axs, ('learning rate','loss','accuracy')): ax.set(xlabel='epoch', ylabel=what)
-    axs[1].legend(fontsize=9)
-    if len(frames)==1: fig.suptitle(next(iter(frames)))
+                draw(ax, df.epoch, df[f'{part}_{what}'], line, label if several else part)
+    for ax,what in zip(axs, ('learning rate','loss','accuracy')):
+        ax.set_title(what, loc='left')
+        ax.set_xlabel('epoch')
+        ax.locator_params('x', integer=True)
+        label_ends(ax)
+    fig.suptitle('training dashed, validation solid' if several else next(iter(frames)))
     return fig
 
 # %% ../nbs/10_callbacks.ipynb #6a578910

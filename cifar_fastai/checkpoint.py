@@ -106,6 +106,10 @@ def _get_states(learn):
         elif state := {k: v for k,v in vars(cb).items() if k in _tracked and isinstance(v, Number)}: res[name] = state
     return res
 
+def _sums(metric):
+    "Return what a metric has accumulated"
+    return {k: v for k,v in vars(metric).items() if isinstance(v, (Number,Tensor,list))}
+
 def _set_states(learn, states):
     for name,cb in _named_callbacks(learn).items():
         if name not in states: continue
@@ -176,8 +180,8 @@ def lock_folder(
     "Lock a folder. Raise `RuntimeError` if another process has locked it"
     try: return lock.acquire(timeout=1)
     except Timeout:
-        raise RuntimeError(f'{Path(lock.lock_file).parent}: another process is training into this folder; '
-                           'wait for it, or choose another folder') from None
+        raise RuntimeError(f'{Path(lock.lock_file).parent}: another process is writing to this folder; '
+                           'wait until it ends, or choose another folder') from None
 
 # %% ../nbs/23_checkpoint.ipynb #ef387efb
 class Checkpoints(FitCallback):
@@ -296,6 +300,8 @@ class Checkpoints(FitCallback):
         learn.pct_train = state['pct_train']
         if state['n_epoch']!=self.n_epoch: learn.pct_train = (self.epoch+state['step']/learn.n_iter)/self.n_epoch
         _set_states(learn, state['callbacks']) # again, because the epoch has begun
+        sums = to_device(state['recorder'].get('train_metrics', []), self._recorder_device())
+        for metric,saved in zip(learn.metrics, sums): vars(metric).update(saved)
         for i,b in enumerate(batches, state['step']): learn.one_batch(i, b)
 
     def before_train(self): self._start = self._get_rng()
@@ -359,11 +365,13 @@ class Checkpoints(FitCallback):
         if self._rank: return
         scaler = getattr(learn, 'scaler', None)
         smooth = [rec.smooth_loss.count,rec.smooth_loss.val]
+        metrics = [_sums(o) for o in learn.metrics] if step and rec.train_metrics else []
         about = dict(epoch=epoch, step=step, n_epoch=self.n_epoch)
         state = dict(about, n_iter=len(self.dls.train), pct_train=learn.pct_train, train_iter=learn.train_iter,
                      opt=learn.opt.state_dict(), scaler=scaler.state_dict() if scaler else None, callbacks=states,
                      start=self._start if step else None, best=self._best, scale=self._scale, **self._get_rng(),
-                     recorder=dict(lrs=rec.lrs, losses=rec.losses, values=rec.values, iters=rec.iters, smooth=smooth))
+                     recorder=dict(lrs=rec.lrs, losses=rec.losses, values=rec.values, iters=rec.iters, smooth=smooth,
+                                   train_metrics=metrics))
         if getattr(getattr(learn, 'gradient_accumulation', None), 'count', 0):
             state['grads'] = [p.grad for p in learn.model.parameters()]
         about.update(value=value, monitor=self.monitor, time=time.strftime('%Y-%m-%d %H:%M:%S'))
@@ -389,13 +397,13 @@ class Checkpoints(FitCallback):
         return names[-1] if names else 'none'
 
     def _wait_for_writer(self):
-        "Wait for the writer thread. Warn if the checkpoint could not be written"
+        "Wait until the checkpoint is written. Warn if that failed"
         pending,self._pending = self._pending,None
         if not pending: return
         try: pending.result()
         except OSError as e:
-            warnings.warn(f'{self.folder}: no checkpoint could be written ({e.strerror or e}), the last one is '
-                          f'{self._last_name()}; training continues')
+            warnings.warn(f'{self.folder}: no checkpoint could be written ({e.strerror or e}). Training continues; '
+                          f'last checkpoint: {self._last_name()}')
 
     def _resume(self):
         "Load the checkpoint that `resume` names into the learner"
@@ -415,21 +423,25 @@ class Checkpoints(FitCallback):
         self._scale *= self.lr_scale
 
     def _check(self, path, model, state):
-        "Raise `CheckpointError` if the checkpoint is of another model, of other data or of another number of epochs"
+        "Raise `CheckpointError` if the model, the steps of an epoch or the epochs differ from the checkpoint's"
         models = model,get_model(self.learn.model).state_dict()
         saved,current = [{k: list(v.shape) for k,v in o.items()} for o in models]
         for k in {**current, **saved}:
             before,now = saved.get(k, 'missing'),current.get(k, 'missing')
             if before!=now:
-                raise CheckpointError(f'{path}: another architecture or number of classes, {k} is {before} in the '
-                                      f'checkpoint and {now} in this model; use the model of the checkpoint')
+                raise CheckpointError(f'{path}: the model has another architecture or number of classes; {k} is '
+                                      f'{before} in the checkpoint and {now} in this model. Create the saved model')
         n_iter,n_epoch,done = len(self.dls.train),self.n_epoch,state['epoch']
         if state['n_iter']!=n_iter:
-            raise CheckpointError(f"{path}: {state['n_iter']} steps per epoch, and {n_iter} in this training; "
-                                  'use the same images and batch size')
+            raise CheckpointError(f"{path}: an epoch has {state['n_iter']} steps in the checkpoint and {n_iter} "
+                                  'in this training; use the same images and batch size')
         if done>n_epoch or state['n_epoch']!=n_epoch and not self.replan:
-            raise CheckpointError(f"{path}: {done} of {state['n_epoch']} epochs are done, and this training has "
-                                  f"{n_epoch}; train for {state['n_epoch']}, or for {done} or more with replan=True")
+            raise CheckpointError(f"{path}: {done} of {state['n_epoch']} epochs are done, but this training has "
+                                  f"{n_epoch}. Train for {state['n_epoch']}, or for at least {done} with replan=True")
+
+    def _recorder_device(self):
+        "Return the device of recorded losses and metrics"
+        return next(self.model.parameters()).device if hasattr(self.learn, 'deferred_metrics') else 'cpu'
 
     def _load(self, model, state):
         learn,rec = self.learn,self.learn.recorder
@@ -443,18 +455,18 @@ class Checkpoints(FitCallback):
         for p,g in zip(learn.model.parameters(), state.get('grads', [])): p.grad = g if g is None else g.to(p.device)
         if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
         _set_states(learn, state['callbacks'])
-        deferred,saved = getattr(learn, 'deferred_metrics', None),state['recorder']
+        saved = state['recorder']
         rec.lrs,rec.iters,rec.values = saved['lrs'],saved['iters'],[L(o) for o in saved['values']]
-        rec.losses = to_device(saved['losses'], device if deferred else 'cpu')
+        rec.losses = to_device(saved['losses'], self._recorder_device())
         rec.smooth_loss.count,rec.smooth_loss.val = saved['smooth']
-        if deferred: deferred._n_read = 0
+        if hasattr(learn, 'deferred_metrics'): learn.deferred_metrics._n_read = 0
         learn.train_iter = state['train_iter']
         self._next,self._best,self._scale = state['epoch'],state['best'],state['scale']
         self._skip = state if state['step'] else None
         self._set_rng(state)
 
     def _roll_back(self, error):
-        "Load the last finite checkpoint and lower the learning rates. Return False if that is not possible"
+        "Load the last finite checkpoint and lower the learning rates. Return whether there was one to load"
         self._wait_for_writer()
         if self._distributed: self._distributed.wait() # for rank 0, which writes
         if not self._rollbacks_left: return False
@@ -464,7 +476,8 @@ class Checkpoints(FitCallback):
             self._load(model, state)
             self._scale,self._rollbacks_left = scale,self._rollbacks_left-1
             self._losses.clear()
-            warnings.warn(f'{error} Back to {path.name}, with learning rates times {scale:.4g}')
+            warnings.warn(f'{error_text(error)}. Rolled back to {path.name}; '
+                          f'all learning rates are now multiplied by {scale:.4g}')
             return True
         return False
 

@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 from __future__ import annotations
 import difflib,inspect,os,random,shutil,sys,tempfile,time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack,contextmanager
 from datetime import timedelta
 from functools import wraps
 from filelock import FileLock
@@ -20,7 +20,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['okabe_ito', 'look_up', 'derive_seed', 'rng_state', 'set_rng_state', 'cpu_has_bf16', 'half_precision', 'device_name',
            'flush_to_disk', 'atomic_replace', 'atomic_file', 'write_text', 'atomic_folder', 'error_text', 'exit_with',
-           'shadows_fastai', 'text_width', 'ProgressLine', 'progress', 'thread_map']
+           'shadows_fastai', 'text_width', 'ProgressLine', 'progress', 'thread_map', 'figure_style', 'label_ends']
 
 # %% ../nbs/00_core.ipynb #43133c0b
 def look_up(
@@ -271,4 +271,36 @@ def thread_map(
         return list(progress(results, label, len(items)) if label else results)
 
 # %% ../nbs/00_core.ipynb #6cbe5c0c
-okabe_ito = ['#0072B2','#D55E00','#009E73','#CC79A7','#56B4E9','#E69F00','#000000'] # colour cycle of all figures
+okabe_ito = ['#0072B2','#D55E00','#009E73','#CC79A7','#56B4E9','#E69F00','#808080'] # colour cycle of all figures
+
+def figure_style() -> ExitStack: # As a context manager, it restores the style at the end of the block
+    "Set the style of figures: 644 pixels wide, text of at least 9 points, readable on a light and on a dark page"
+    from matplotlib import rcParams # slow to import
+    style = {'figure.figsize': (6.44,2.8), 'figure.dpi': 100, 'figure.constrained_layout.use': True,
+             'font.size': 10, 'axes.titlesize': 10, 'figure.titlesize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
+             'legend.fontsize': 9, 'legend.frameon': False, 'axes.spines.top': False, 'axes.spines.right': False,
+             'axes.prop_cycle': f"cycler('color', {okabe_ito})"}
+    ink = ['text.color','axes.edgecolor','axes.labelcolor','xtick.color','ytick.color']
+    style.update(dict.fromkeys(ink, '#808080'))
+    style.update(dict.fromkeys(['figure.facecolor','axes.facecolor','savefig.facecolor'], 'none')) # transparent
+    restore = ExitStack()
+    restore.callback(rcParams.update, {k: rcParams[k] for k in style})
+    rcParams.update(style)
+    return restore
+
+def label_ends(
+    ax # matplotlib axes; lines without a label are ignored, and those with the label ' ' get their value alone
+):
+    "Write the label of each line and its final value beside its end, in its colour, instead of a legend"
+    lines = [o for o in ax.lines if len(o.get_xydata()) and not o.get_label().startswith('_')]
+    ends = [(*o.get_xydata()[-1],o) for o in lines]
+    ends = sorted((o for o in ends if np.isfinite(o[1])), key=lambda o: o[1])
+    if not ends: return
+    ax.autoscale_view() # sets the limits
+    points = ax.transData.transform([(x,y) for x,y,_ in ends])[:,1]*72/ax.figure.dpi
+    gaps = 11*np.arange(len(ends)) # points between labels
+    free = points-gaps
+    apart = (np.maximum.accumulate(free)+np.minimum.accumulate(free[::-1])[::-1])/2 # moved as little as possible
+    for (_,y,line),up in zip(ends, apart-free):
+        ax.annotate(f'{line.get_label()} {y:.3g}'.strip(), (1,y), (5,up), ax.get_yaxis_transform(), 'offset points',
+                    color=line.get_color(), fontsize=9, va='center', annotation_clip=False, parse_math=False)

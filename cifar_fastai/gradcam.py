@@ -118,29 +118,29 @@ def _shape(o): return list(o.shape) if isinstance(o, Tensor) else type(o).__name
 
 def _images(x):
     if not isinstance(x, Tensor) or x.ndim!=4:
-        raise ValueError(f'GradCAM: expected images [N, C, H, W], not {_shape(x)}; pass a single one as `x[None]`')
-    if not len(x): raise ValueError('GradCAM: the batch of images is empty')
+        raise ValueError(f'expected images [N, C, H, W], not {_shape(x)}; pass a single one as `x[None]`')
+    if not len(x): raise ValueError('the batch of images is empty')
     return x.as_subclass(Tensor)
 
 def _logits(model, x):
     try: return model(x)
     except torch.OutOfMemoryError: raise
     except RuntimeError as e:
-        raise ValueError(f'GradCAM: the model fails on images {list(x.shape)} of {x.dtype} on {x.device}: {e}') from e
+        raise ValueError(f'the model fails on images {list(x.shape)} of {x.dtype} on {x.device}: {e}') from e
 
 def _score(target, logits):
     "Return `target` as a function from the logits to the score of each image"
     if callable(target): return target
     if not isinstance(logits, Tensor) or logits.ndim!=2:
-        raise ValueError('GradCAM: the model returns no logits [N, n_classes]; pass a function of its output as target')
+        raise ValueError('the model returns no logits [N, n_classes]; pass a function of its output as target')
     n,k = logits.shape
     if target is None: target = logits.argmax(1)
     try: classes = torch.as_tensor(target, device=logits.device).as_subclass(Tensor)
     except (TypeError,ValueError,RuntimeError): classes = None # a string, lists of several lengths
     if classes is None or classes.is_floating_point() or list(classes.shape) not in ([],[n]):
-        raise ValueError(f'GradCAM: invalid target={target}; pass a class, one for each of {n} images, or a function')
+        raise ValueError(f'invalid target={target}; pass a class, one for each of {n} images, or a function')
     invalid = classes[(classes<0)|(classes>=k)]
-    if len(invalid): raise ValueError(f'GradCAM: class {invalid[0].item()} is out of range; the classes are 0 to {k-1}')
+    if len(invalid): raise ValueError(f'target class {invalid[0].item()} is out of range; the classes are 0 to {k-1}')
     return lambda logits: logits.gather(1, classes.expand(n)[:,None])[:,0]
 
 def _fits(h, w, size):

@@ -46,13 +46,14 @@ def plot_lrs(
     steps_per_epoch:int|None=None, # Steps in an epoch, for an x axis in epochs
     ax=None # Axes to draw on; None makes new ones
 ): # The axes
-    "Plot learning-rate curves"
-    if ax is None: ax = plt.subplots(figsize=(6,3))[1]
-    named = lrs if isinstance(lrs, dict) else {'': lrs}
+    "Plot the learning rate of each step; the label of a curve is its name and its final value"
+    if ax is None: ax = plt.subplots(figsize=(6.44,2.6), layout='constrained')[1]
+    named = lrs if isinstance(lrs, dict) else {' ': lrs}
     for (name,y),style,color in zip(named.items(), itertools.cycle(['-','--',':','-.']), itertools.cycle(okabe_ito)):
-        ax.plot(np.arange(len(y))/(steps_per_epoch or 1), y, style, color=color, label=name)
+        at = np.arange(len(y))/(steps_per_epoch or 1)
+        ax.plot(at, y, style, color=color, label=name, drawstyle='steps-post') # constant within a step
     ax.set(xlabel='epoch' if steps_per_epoch else 'step', ylabel='learning rate')
-    if len(named)>1: ax.legend()
+    label_ends(ax)
     return ax
 
 # %% ../nbs/12_schedule.ipynb #0af22c84
