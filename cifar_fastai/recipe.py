@@ -322,7 +322,9 @@ def learner(self:Recipe,
     With an `opt_func` of your own, the parameters are one group unless `splitter` is given."""
     set_seed(self.seed)
     model = kwargs.pop('model', None) or create_network(self.model, dls.c, **self.model_args)
-    weight = class_weights(dls).to(dls.device) if self.balance=='weights' else None
+    of_dls = getattr(dls.train_ds, 'loss_func', None)
+    weight = getattr(getattr(of_dls, 'func', None), 'weight', None) # from `image_dls(balance='weights')`
+    if self.balance=='weights': weight = class_weights(dls).to(dls.device)
     loss_func = CrossEntropyLossFlat(label_smoothing=self.label_smoothing, weight=weight)
     own = dict(loss_func=loss_func, lr=defaults.lr, whiten=self.whiten)
     if 'opt_func' in kwargs: own['splitter'] = trainable_params
