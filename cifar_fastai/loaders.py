@@ -13,12 +13,13 @@ from .data import *
 from .augment import *
 
 # %% auto #0
-__all__ = ['SeededDL', 'ResidentDL', 'stratified_split', 'image_block', 'image_dls', 'plot_augmented']
+__all__ = ['SeededDL', 'ResidentDL', 'stratified_split', 'image_block', 'class_weights', 'image_dls', 'plot_augmented']
 
 # %% ../nbs/04_loaders.ipynb #28589151
 class SeededDL(TfmdDL):
     "A `TfmdDL` whose order and augmentation depend only on `seed` and on `epoch`, the number of epochs started so far"
     rank,world_size = 0,1 # of the processes that share each batch
+    weights = None # [n]: relative frequencies of the images in a shuffled epoch, drawn with replacement
     def __init__(self,
         dataset, # fastai `Datasets` or anything with a length and an index
         bs:int=64, # Batch size
@@ -43,7 +44,9 @@ class SeededDL(TfmdDL):
     def get_idxs(self) -> Tensor: # int64 [n]
         "Return the indices of this rank's images, in the order of the epoch"
         g = torch.Generator().manual_seed(derive_seed(self.seed, self.current_epoch))
-        idxs = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
+        if not self.shuffle: idxs = torch.arange(self.n)
+        elif self.weights is None: idxs = torch.randperm(self.n, generator=g)
+        else: idxs = self.weights.multinomial(self.n, replacement=True, generator=g)
         if self.world_size==1: return idxs
         bs = self.bs*self.world_size
         if self.drop_last: idxs = idxs[:self.n//bs*bs]
@@ -89,6 +92,7 @@ class SeededDL(TfmdDL):
         res = super().new(dataset, cls, **{'seed':self.seed, 'bs':self.bs*self.world_size, **kwargs})
         self._looks += 1 # each copy gets other augmentations, as test-time augmentation needs
         res.epoch,res._looks = 2**31+self._looks,self._looks*1000
+        if dataset is None: res.weights = self.weights
         return res
 
 # %% ../nbs/04_loaders.ipynb #329770dd
@@ -193,6 +197,13 @@ def _fit_in_memory(n, size, device):
     if device.type=='cuda': memory.append(torch.cuda.get_device_properties(device).total_memory)
     return all(n*size**2*3<o/2 for o in memory)
 
+def class_weights(
+    dls:DataLoaders # From `image_dls`
+) -> Tensor: # float32 [classes], in the order of `dls.vocab`
+    "Return weights inversely proportional to the number of training images of each class, 1 if all have the same"
+    counts = Counter(_labels(dls.train_ds.items))
+    return tensor([len(dls.train_ds)/(len(dls.vocab)*counts[c]) for c in dls.vocab])
+
 def image_dls(
     path, # Folder with `train/<class>/` and, for valid='test', `test/<class>/`; or `<class>/` for a fraction
     policy:Policy|str|None=None, # Augmentation of the training set, or its name in `policies`; None does nothing
@@ -205,7 +216,8 @@ def image_dls(
     drop_last:bool=False, # Drop a last batch that is not full?
     num_workers:int|None=None, # Worker processes of the item engine; None is fastai's default
     cache:bool=True, # Keep decoded pixels in `<path>/.pixels/`?
-    stats:tuple|None=None # Mean and standard deviation of each channel, for pixels 0..1; None computes them
+    stats:tuple|None=None, # Mean and standard deviation of each channel, for pixels 0..1; None computes them
+    balance:str|None=None # 'weights': loss weighted by class; 'sampler': draws each class equally often; None: neither
 ) -> DataLoaders: # Normalised by `stats`
     """Return a folder of small images as `DataLoaders`. Raise `DataError` with the invalid file or folder
 
@@ -213,6 +225,7 @@ def image_dls(
     compute the statistics from a sample of the training images."""
     policy = look_up('policy', policy, policies) if isinstance(policy, str) else policy or Policy()
     look_up('engine', engine, ('batch','item'))
+    look_up('balance', balance, (None,'weights','sampler'))
     if valid not in ('test','valid','val') and not (isinstance(valid, float) and 0<valid<1):
         raise ValueError(f"valid={valid!r}: expected 'test', 'valid', 'val' or a fraction such as 0.1")
     if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected an integer of at least 1')
@@ -253,8 +266,13 @@ def image_dls(
         dl_type,kwargs = SeededDL,dict(num_workers=num_workers)
     block = image_block(images.classes, images.paths, lambda o: (train,held), dl_type, item_tfms=item_tfms,
                         batch_tfms=[*batch_tfms, normalize])
-    return block.dataloaders(images.path, path=images.path, bs=bs, drop_last=drop_last, device=device, seed=seed,
-                             **kwargs)
+    dls = block.dataloaders(images.path, path=images.path, bs=bs, drop_last=drop_last, device=device, seed=seed,
+                            **kwargs)
+    if balance=='weights': dls.train_ds.loss_func = CrossEntropyLossFlat(weight=class_weights(dls).to(device))
+    if balance=='sampler':
+        labels = [dls.vocab.o2i[o] for o in _labels(dls.train_ds.items)]
+        dls.train.weights = class_weights(dls)[labels]
+    return dls
 
 # %% ../nbs/04_loaders.ipynb #7aab7897
 def plot_augmented(

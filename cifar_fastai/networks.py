@@ -6,14 +6,15 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/networks.html.md"""
 
 # %% ../nbs/08_networks.ipynb #611e5bde
 from __future__ import annotations
-import itertools
+import itertools,torchvision
 from contextlib import ExitStack
 from fastai.vision.all import *
 from safetensors.torch import load_file
+from .core import look_up
 from .models import architectures,create_model,eval_mode
 
 # %% auto #0
-__all__ = ['small_input', 'create_network', 'stage_splitter']
+__all__ = ['small_input', 'network_name', 'create_network', 'stage_splitter']
 
 # %% ../nbs/08_networks.ipynb #8ec7381f
 def small_input(
@@ -52,8 +53,25 @@ def _load_weights(net, file):
     if any(k in weights and weights[k].shape!=v.shape for k,v in head.items()): weights.update(head) # other classes
     net.load_state_dict(weights)
 
+def network_name(
+    arch # Name or function, as for `create_network`
+) -> str: # Name in `architectures`, 'torchvision:NAME' or 'timm:NAME'
+    """Return a name by which `create_network` creates a network again, for recipes, runs and saved models
+
+    Raise `ValueError` for an unknown name, and for a function of another library that is not registered."""
+    if not isinstance(arch, str):
+        found = re.match(r'(torchvision|timm)\.models\.', getattr(arch, '__module__', ''))
+        registered = first(k for k,f in architectures.items() if f is arch)
+        if isinstance(arch, nn.Module) or not (found or registered):
+            raise ValueError(f'network_name: {arch!r} has no name to create it by. Register it by register_model')
+        arch = registered or f'{found[1]}:{arch.__name__}'
+    library,_,name = arch.rpartition(':')
+    if library=='torchvision': look_up('torchvision model', name, torchvision.models.list_models(torchvision.models))
+    elif library!='timm': look_up('model', arch, architectures) # timm may not be installed
+    return arch
+
 def create_network(
-    arch, # Name in `architectures`, 'timm:NAME', function such as `torchvision.models.resnet18`, or module
+    arch, # Name in `architectures`, 'torchvision:NAME', 'timm:NAME', function such as `resnet18`, or module
     n_out:int=10, # Number of classes
     small:bool=False, # Adapt it to small images by `small_input`?
     weights=None, # Local file of a state dict, .safetensors or for `torch.load`; None: random weights
@@ -62,12 +80,17 @@ def create_network(
     """Create a network for any number of classes, with random weights or with those of a file
 
     Its last linear layer is replaced if it has another number of outputs, and then keeps its random weights.
-    Raise `ValueError` for a network without a linear layer, `RuntimeError` for weights of another network."""
+    Raise `ValueError` for an unknown name and a network without a linear layer, `RuntimeError` for weights of
+    another network."""
     if isinstance(arch, nn.Module): net = arch
     elif callable(arch): net = arch(**kwargs)
+    elif arch.startswith('torchvision:'):
+        net = torchvision.models.get_model(network_name(arch).removeprefix('torchvision:'), **kwargs)
     elif arch.startswith('timm:'):
         import timm
-        net = timm.create_model(arch.removeprefix('timm:'), **kwargs)
+        name = arch.removeprefix('timm:')
+        if not timm.is_model(name): raise ValueError(f'timm {timm.__version__} has no model {name!r}')
+        net = timm.create_model(name, **kwargs)
     else: net = create_model(arch, n_out, **kwargs)
     if arch not in architectures: _set_head(net, n_out)
     if weights is not None: _load_weights(net, weights)

@@ -2,6 +2,7 @@
 
     python tools/measure.py --minutes 9 --out DIR                          # the whole table, in its order
     python tools/measure.py --minutes 9 --out DIR --only resnet18:0,1 davidnet:0 speedrun
+    python tools/measure.py --data imagenette128 --minutes 9 --out DIR     # the rows of another data set
     python tools/measure.py --quick --minutes 3 --out DIR                  # a rehearsal: tiny networks, digits
 
 Each training is a process of its own; several share the device. What is done is written out at once, and it stops in
@@ -38,8 +39,8 @@ class Row:
     def alone(self): return self.kind!='training'
     def recipe_of(self, seed): return recipes[self.recipe].but(seed=seed, **self.changes)
 
-def table(quick):
-    "Return the rows to measure, in the order in which they are started"
+def table(quick, data):
+    "Return the rows to measure on a data set, in the order in which they are started"
     fill, bf16 = recipes['davidnet'].policy.but(fill='normalized_mean'), dict(precision='bf16')
     curriculum = dict( # candidate `cur9` of results/speedrun_candidates.csv
         valid='test', precision='bf16', compile=True, drop_last=True, epochs=9, bs=1536, schedule=Linear(.205),
@@ -56,6 +57,20 @@ def table(quick):
             Row('tiny_repeats', 'speedrun', tiny, (0,1), kind='repeats'),
             Row('speed_tiny', 'speedrun', tiny, kind='speed'),
         ]
+    five, twenty = dict(seeds=(0,1,2,3,4)), dict(epochs=20)
+    others = dict( # not measured yet
+        fashion_mnist=[
+            Row('fashion_mnist', 'fashion_mnist', **five),
+            Row('fashion_mnist_20', 'fashion_mnist', twenty, **five),
+            Row('fashion_mnist_50', 'fashion_mnist', dict(epochs=50), **five),
+        ],
+        imagenette128=[Row('imagenette', 'imagenette', **five), Row('imagenette_20', 'imagenette', twenty, **five)],
+        imagewoof128=[Row('imagewoof', 'imagewoof', **five), Row('imagewoof_20', 'imagewoof', twenty, **five)],
+        cifar100=[
+            Row('cifar100_resnet18', 'cifar100_resnet18', compiled=True, **five),
+            Row('cifar100_speedrun', 'cifar100_speedrun', kind='repeats', **five), # `accuracy` is of a single view
+        ])
+    if data in others: return others[data]
     return [
         Row('resnet18', 'resnet18', bf16, (0,1,2), compiled=True),
         Row('layernorm_resnet18', 'layernorm_resnet18', bf16, (0,1), compiled=True),
@@ -87,7 +102,7 @@ def child(a):
     "Measure one row of the table, for some of its seeds"
     on_signals(signal.default_int_handler) # a shell may have them ignored
     threading.Thread(target=end_with, args=(int(a.one[2]),), daemon=True).start()
-    row = next(o for o in table(a.quick) if o.name==a.one[0])
+    row = next(o for o in table(a.quick, a.data) if o.name==a.one[0])
     dict(training=train, repeats=repeat, speed=speed)[row.kind](replace(row, seeds=parse_seeds(a.one[1])), a)
 
 def end_with(parent):
@@ -223,7 +238,7 @@ def measure(a):
     told, running, n_done, end = [], [], -1, started+60*a.minutes-20
     on_signals(lambda number, frame: told.append(number))
     for o in ('logs','results','done','errors','runs'): (a.out/o).mkdir(parents=True, exist_ok=True)
-    rows = table(a.quick)
+    rows = table(a.quick, a.data)
     planned = plan(a, rows)
     queue = missing_jobs(planned, a.out)
     load_images(find_images(a.path)) # makes the pixel cache, once
@@ -301,7 +316,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=9., help='until all is written and packed (default 9)')
     p.add_argument('--out', type=Path, required=True, help='folder of all that is measured')
-    p.add_argument('--data', choices=['cifar10','digits'], help='default cifar10; digits with --quick')
+    p.add_argument('--data', help='default cifar10; digits with --quick',
+                   choices=['cifar10','digits','fashion_mnist','imagenette128','imagewoof128','cifar100'])
     p.add_argument('--jobs', type=int, help='trainings at a time; default 6 on CUDA, else 1')
     p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='in this order: resnet18:0 davidnet:0,1 speedrun')
     p.add_argument('--checkpoints', action='store_true', help='write checkpoints, and go on from them')
@@ -313,7 +329,7 @@ def main():
     a = p.parse_args()
     a.out, a.data = a.out.resolve(), a.data or ('digits' if a.quick else 'cifar10')
     a.pack = (a.pack or a.out/'pack').resolve()
-    a.path = get_cifar10() if a.data=='cifar10' else get_digits()
+    a.path = data_sets[a.data]()
     a.jobs = a.jobs or (6 if torch.cuda.is_available() else 1)
     if a.one: child(a)
     else: sys.exit(measure(a)>0)
