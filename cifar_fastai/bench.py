@@ -13,6 +13,7 @@ from scipy.stats import t as student_t
 from .core import *
 from .data import *
 from .models import *
+from .networks import *
 from .callbacks import *
 from .speedup import *
 from .schedule import *
@@ -170,7 +171,7 @@ def _stock_learner(recipe, path, device):
     dls = recipe.dls(path, engine='item', device=device)
     cbs = [fp16.MixedPrecision()]
     if recipe.l1: cbs.append(L1Penalty(recipe.l1, recipe.l1_form))
-    return Learner(dls, create_model(recipe.model, dls.c, **recipe.model_args),
+    return Learner(dls, create_network(recipe.model, dls.c, **recipe.model_args),
                    CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), metrics=accuracy, cbs=cbs, lr=.01,
                    opt_func=Adam if recipe.opt=='adam' else partial(SGD, mom=recipe.mom), wd=recipe.wd)
 

@@ -40,7 +40,8 @@ def command(
     return run
 
 _recipes = ['davidnet','speedrun','speedrun_cpu','speedrun96','layernorm_resnet18','attention','resnet18',
-            'layernorm_resnet18_modern','attention_modern','resnet18_modern']
+            'layernorm_resnet18_modern','attention_modern','resnet18_modern','fashion_mnist','imagenette','imagewoof',
+            'cifar100_resnet18','cifar100_speedrun']
 _choices = dict(engine=['batch','item'], part=['test','train'], format=['table','json','csv'])
 _least = dict(seeds=1, epochs=1, bs=1, n=1, rounds=1, steps=1, keep=1, top=1, seed=0, warmup=0, n_robust=0)
 

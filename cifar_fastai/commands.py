@@ -14,6 +14,7 @@ from .data import *
 from .datasets import *
 from .check import check_folder
 from .models import *
+from .networks import *
 from .callbacks import *
 from .schedule import *
 from .recipe import *
@@ -203,9 +204,9 @@ def _how_to_resume(run): return f'\nResume with: {run.resume_command}' if run an
 def _recipes_to_train(names, model, lr, grid, changes):
     rs = [changed_recipe(o, **changes) for o in names or ('davidnet',)]
     if model:
-        whiten = 3. if hasattr(create_model(model), 'whiten') else None
+        whiten = 3. if hasattr(create_network(model), 'whiten') else None
         other = dict(model=model, model_args={}, whiten=whiten)
-        rs = [r if r.model==model else r.but(name=f'{r.name}-{model}', **other) for r in rs]
+        rs = [r if r.model==model else r.but(name=f'{r.name}-{model}'.replace(':', '-'), **other) for r in rs]
     if lr: rs = [r.with_lr(lr) for r in rs]
     return [o for r in rs for o in grid_recipes(r, **parse_grid(grid.split()))] if grid else rs
 
@@ -330,8 +331,9 @@ def resume_run(run, epochs, then, checkpoint, lr_scale, data, device):
     check_device(device)
     run = find_run(run)
     model = (run.info.get('recipe') or {}).get('model')
-    if model not in architectures:
-        raise ValueError(f'{run.path}: unknown model {model!r}. Call register_model, then resume, from Python')
+    try: network_name(model)
+    except ValueError as e:
+        raise ValueError(f'{run.path}: {e}. Call register_model, then resume, from Python') from None
     def begin(r, learn, run):
         name,dev = run.info['resumed'][-1]['checkpoint'],learn.dls.device
         print(f'{run.path.name} from checkpoint {name}, on {dev} in {r.precision_on(dev)}', flush=True)

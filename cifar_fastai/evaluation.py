@@ -12,6 +12,7 @@ from .codec import image_files
 from .core import *
 from .data import *
 from .models import *
+from .networks import *
 from .callbacks import *
 from .precision import *
 from .recipe import *
@@ -45,7 +46,7 @@ def _print_measurements(table):
 
 def _print_speeds(r, dls, device, speeds):
     "Print throughputs; return the MFU at one image per second"
-    net,precision = create_model(r.model, dls.c, **r.model_args),r.precision_on(device)
+    net,precision = create_network(r.model, dls.c, **r.model_args),r.precision_on(device)
     peak,flops = matmul_peak(device, precision),training_flops(net, dls.one_batch()[0].shape[-1])
     print(f'{r.name} in batches of {r.bs} on {device_name(device)} in {precision}\n'
           f'matrix products reach {peak/1e9:,.0f} GFLOP/s, an image takes {flops/1e9:.3g} GFLOP\n')

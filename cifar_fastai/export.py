@@ -12,7 +12,8 @@ from functools import cached_property,wraps
 from fastai.vision.all import *
 import cifar_fastai
 from .core import *
-from .models import create_model,architectures,GlobalMaxPool,inference_copy,n_params,eval_mode
+from .models import architectures,GlobalMaxPool,inference_copy,n_params,eval_mode
+from .networks import create_network
 from .placement import resample
 from .precision import half_precision
 from .gradcam import GradCAM,cam_methods,feature_maps,map_stages
@@ -62,11 +63,14 @@ def _model_input(o):
 def _describe_valid(recipe): # for the model card
     return 'the test images' if recipe['valid']=='test' else f'{recipe["valid"]:.0%} of the training images, held out'
 
+def _model_args(recipe): # without the file that a pretrained network started from
+    return {k: v for k,v in recipe['model_args'].items() if k!='weights'}
+
 def _describe(name, recipe, taken, data, rows):
     "Return what is known about a trained model, with the validation accuracy of the last epoch"
     images = _describe_valid(recipe)
     results = {f'accuracy on {images}': o['valid_accuracy'] for o in rows[-1:] if 'valid_accuracy' in o}
-    return dict(name=name, model=recipe['model'], model_args=recipe['model_args'], **taken, data=data, recipe=recipe,
+    return dict(name=name, model=recipe['model'], model_args=_model_args(recipe), **taken, data=data, recipe=recipe,
                 results=results)
 
 def _learner_info(learn, recipe):
@@ -74,7 +78,7 @@ def _learner_info(learn, recipe):
     if r is None:
         raise ValueError('save_model: this learner has no recipe, so its architecture is unknown. '
                          "Create it with Recipe.learner, or pass recipe=Recipe('mine', model='resnet18')")
-    with no_random(): expected = create_model(r.model, learn.dls.c, **r.model_args).state_dict()
+    with no_random(): expected = create_network(r.model, learn.dls.c, **_model_args(r.to_dict())).state_dict()
     if {k: v.shape for k,v in expected.items()}!={k: v.shape for k,v in get_model(learn.model).state_dict().items()}:
         raise ValueError(f'save_model: the network is not the {r.model} of the recipe. Pass the recipe of its network')
     rows = learn.history.rows if hasattr(learn, 'history') else []
@@ -187,7 +191,7 @@ def load_model(
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if info.get('sha256', digest)!=digest:
         raise ValueError(f'{file}: a corrupt file, or not the one that config.json describes. Save the model again')
-    try: model = create_model(info['model'], len(info['classes']), **info['model_args'])
+    try: model = create_network(info['model'], len(info['classes']), **info['model_args'])
     except ValueError as e:
         hint = '. An architecture of your own must be registered first, by register_model, in the process that loads it'
         raise ValueError(f'{folder}: {e}{"" if info["model"] in architectures else hint}') from None
@@ -208,7 +212,7 @@ def saved_learner(
     "Load a saved model as a learner. Raise `ValueError` if the folder of images has other classes"
     model = load_model(path)
     info = model.info
-    recipe = Recipe.from_dict(info['recipe'])
+    recipe = Recipe.from_dict({**info['recipe'], 'model_args': info['model_args']})
     dls = recipe.dls(images, **{'stats': (info['mean'],info['std']), 'size': info['size'], **kwargs})
     classes = list(map(str, dls.vocab))
     if classes!=info['classes']:
