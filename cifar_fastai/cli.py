@@ -99,7 +99,7 @@ def cifar_train(
     # One recipe or several: davidnet (the default), speedrun, speedrun_cpu, speedrun96,
     # layernorm_resnet18, attention, resnet18; the last three also with _modern at the end
     *recipe:str,
-    data:str='cifar10', # digits (no download), cifar10, a folder, or a name that --data help lists
+    data:str=None, # digits (no download), a folder, or a name that --data help lists (default: the recipe's)
     seeds:int=1, # Train each recipe with this many seeds
     model:str=None, # Architecture (default: the recipe's)
     epochs:int=None, # Number of epochs (default: the recipe's)
@@ -129,7 +129,7 @@ def cifar_train(
 @command
 def cifar_bench(
     recipe:str=None, # Recipe (default: davidnet; speedrun with --quick)
-    data:str=None, # cifar10, digits, or a folder (default: cifar10; digits with --quick or --host)
+    data:str=None, # cifar10, digits, or a folder (default: the recipe's; digits with --quick or --host)
     bs:int=None, # Batch size (default: the recipe's; 64 with --quick)
     epochs:int=None, # Epochs of each training (default: the recipe's; 2 with --quick)
     n:int=None, # Number of timed trainings, each with its own seed (default: 3; 2 with --quick)

@@ -283,7 +283,9 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
     mute_other_ranks()
     rs = _recipes_to_train(recipe, model, lr, grid, changes)
     check_device(device)
-    path,runs,current,message = data_path(data),[],None,None
+    own = L(o.data for o in rs).unique()
+    if not data and len(own)>1: raise ValueError(f'recipes of different data sets, {", ".join(own)}: give --data')
+    path,runs,current,message = data_path(data or own[0]),[],None,None
     check_writable('out', out, folder=True)
     if results: check_writable('results', results, folder=True)
     checkpoints = False if no_checkpoints else dict(minutes=minutes)

@@ -58,7 +58,7 @@ def _print_speeds(r, dls, device, speeds):
 
 def _bench_host(recipe, data, bs, rounds, steps, warmup, device):
     "Print the host's part of a step of one recipe or of all, see `cifar_bench --host`"
-    rs = list(recipes.values()) if recipe is None else [changed_recipe(recipe)]
+    rs = [o for o in recipes.values() if o.data=='cifar10'] if recipe is None else [changed_recipe(recipe)]
     path = data_path(data or 'digits')
     table = host_overhead(rs, path, rounds, steps or 20, warmup or 5, bs or 32, device=device or default_device())
     print('Per training step with a stub of the network, images of 16x16 pixels\n')
@@ -73,7 +73,8 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
         raise ValueError('--host takes no --csv or --script, and a --warmup of at least 1')
     if host: return _bench_host(recipe, data, bs, rounds, steps, warmup, device)
     device,alone = torch.device(device or default_device()),num_distrib()<2
-    defaults = dict(recipe='davidnet', data='cifar10', bs=None, epochs=None, n=3, steps=6, warmup=2)
+    own_data = recipes[recipe].data if recipe in recipes else 'cifar10'
+    defaults = dict(recipe='davidnet', data=own_data, bs=None, epochs=None, n=3, steps=6, warmup=2)
     if device.type=='cuda': defaults.update(steps=60, warmup=20)
     if quick: defaults = dict(recipe='speedrun', data='digits', bs=64, epochs=2, n=2, steps=3, warmup=1)
     given = dict(recipe=recipe, data=data, bs=bs, epochs=epochs, n=n, steps=steps, warmup=warmup)

@@ -212,15 +212,15 @@ class StepGraphs(FitCallback):
         if any(g.get('renorm', 1)>1 for g in opt.param_groups): return 'Muon with renorm above 1 varies its steps'
         if hasattr(self.learn, 'scaler') and self.learn.scaler.is_enabled(): return 'fp16 scales gradients, use bf16'
         if num_distrib()>1: return 'several processes share each step'
-        if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile with a mode may record graphs too'
+        if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile has a mode'
 
     def before_fit(self):
         if why := self.unsupported():
             warnings.warn(f'StepGraphs: steps are not recorded: {why}')
             return
         scope = 'range_test' if self.in_range_test else 'fit'
-        def defining(name):
-            return [cb for cb in self.learn.cbs if hasattr(type(cb), name) and scope in getattr(type(cb), 'during', [scope])]
+        active = [cb for cb in self.learn.cbs if scope in getattr(type(cb), 'during', [scope])]
+        def defining(name): return [cb for cb in active if hasattr(type(cb), name)]
         self._stateful,self._replayed,self._left_out = map(defining, ('graph_state','after_replay','in_graph'))
         self._ordinary = self.learn._do_one_batch
         self.learn._do_one_batch = self._one_batch

@@ -88,6 +88,7 @@ class Recipe:
     name:str # Name of the recipe, and of its runs
     model:str='davidnet' # Name of the architecture, see `network_name`; functions of torchvision are converted to it
     model_args:dict = field(default_factory=dict) # Its arguments, except the number of classes
+    data:str='cifar10' # Name of its data set in `data_sets`, which commands use if none is given
     policy:Policy=Policy() # Augmentation of the training set
     epochs:int=24 # Number of epochs
     bs:int=512 # Batch size
@@ -108,7 +109,7 @@ class Recipe:
     stats:tuple|None=None # Mean and standard deviation for normalization; None computes them from the training set
     tta_threshold:float=1. # Use TTA only for images predicted with a lower probability than this; 1 uses it for all
     precision:str='auto' # 'fp32', 'fp16', 'bf16', or 'auto' for the fastest on the device, see `precision_on`
-    compile:bool=False # Compile training steps? See `Compile`
+    compile:bool|str=False # Compile training steps, see `Compile`? 'graphs' also records them, see `StepGraphs`
     valid:str|float='test' # Validation set: the test set, as published, or a fraction held out of the training set
     balance:str|None=None # For imbalanced classes: 'weights' of the loss, or a 'sampler', see `image_dls`
     seed:int=0 # Seed of weights, order and augmentation
@@ -141,6 +142,7 @@ class Recipe:
               'two fractions above 0, at most 1, such as (.625,.6), or None')
         if self.weight_average: WeightAverage(*self.weight_average)
         check(0<=self.tta_threshold<=1, 'tta_threshold', 'a probability from 0 to 1')
+        check(self.compile in (False,True,'graphs'), 'compile', "False, True or 'graphs'")
         check(self.opt in ('sgd','adam','muon'), 'opt', "'sgd', 'adam' or 'muon'")
 
     def but(self, **changes) -> Recipe:
@@ -186,7 +188,7 @@ class Recipe:
         "Return the optimizer function for `Learner`"
         if self.opt=='sgd': return sgd(self.mom, self.wd, self.nesterov)
         if self.opt=='adam': return adam(self.mom, wd=self.wd)
-        return torch_opt(Muon, momentum=self.mom, compile=self.compile)
+        return torch_opt(Muon, momentum=self.mom, compile=bool(self.compile))
 
     def splitter(self):
         "Return the splitter for `Learner`"
@@ -246,25 +248,28 @@ for nm,changes in dict(layernorm_resnet18=dict(_modern_resnet, schedule=OneCycle
                        attention=_modern_attention, resnet18=_modern_resnet).items():
     _add(recipes[nm].but(name=f'{nm}_modern', source=f'{nm} with current practice', **changes))
 
-# Of other data sets, none measured here yet: their names start with that of the data set. Each `source` has the
+# For other data sets, none measured here yet. Each `source` has the
 # published figures and their protocol, and what differs. Values that were not published are standard ones, not tuned.
-_add(Recipe('fashion_mnist', model='resnet18', model_args=dict(width=32), policy=Policy(pad=1, flip=.5), epochs=5,
-    bs=1024, opt='adam', schedule=OneCycle(.01), reference_accuracy=.934,
+_add(Recipe('fashion_mnist', data='fashion_mnist', model='resnet18', model_args=dict(width=32),
+    policy=Policy(pad=1, flip=.5), epochs=5, bs=1024, opt='adam', schedule=OneCycle(.01), reference_accuracy=.934,
     source='J. Howard, fast.ai, miniai (2022): 93.4% in 5 epochs, 94.3% in 20, 94.9% in 50, on the test set. Batch '
            'size, optimizer and learning rate of miniai, a ResNet-18 of half width instead of its network'))
-_add(Recipe('imagenette', model='torchvision:resnet50', policy=Policy(shift=.1, scale=.25, flip=.5), epochs=5, bs=64,
-    nesterov=True, wd=1e-4, wd_norms=False, schedule=OneCycle(.05), label_smoothing=.1, reference_accuracy=.8743,
+_add(Recipe('imagenette', data='imagenette128', model='torchvision:resnet50',
+    policy=Policy(shift=.1, scale=.25, flip=.5), epochs=5, bs=64, nesterov=True, wd=1e-4,
+    wd_norms=False, schedule=OneCycle(.05), label_smoothing=.1, reference_accuracy=.8743,
     source='Leaderboard of Imagenette, fast.ai, 128 px: 87.43% in 5 epochs, 91.57% in 20, means of 5 runs without '
            'TTA, with variants of xresnet50. Here a ResNet-50 of torchvision, SGD, and shift and scale instead of '
            'random resized crops'))
-_add(recipes['imagenette'].but(name='imagewoof', reference_accuracy=.7661,
+_add(recipes['imagenette'].but(name='imagewoof', data='imagewoof128', reference_accuracy=.7661,
     source='Leaderboard of Imagewoof, fast.ai, 128 px: 76.61% in 5 epochs, 86.27% in 20, means of 5 runs without '
            'TTA, with ResNets of depthwise convolutions. Here as `imagenette`'))
-_add(Recipe('cifar100_resnet18', model='resnet18', policy=Policy(pad=4, flip=.5), epochs=200, bs=128, nesterov=True,
-    wd=5e-4, schedule=MultiStep(.1, at=(.3,.6,.8), factor=.2), reference_accuracy=.7754,
+_add(Recipe('cifar100_resnet18', data='cifar100', model='resnet18', policy=Policy(pad=4, flip=.5),
+    epochs=200, bs=128, nesterov=True, wd=5e-4, schedule=MultiStep(.1, at=(.3,.6,.8), factor=.2),
+    reference_accuracy=.7754,
     source='T. DeVries and G. Taylor, Cutout (2017), the baseline without cutout: 77.54% test accuracy, mean of 5'))
-_add(Recipe('cifar100_speedrun', model='speednet', model_args=dict(widths=[64,256,768], scaled=False), epochs=11,
-    bs=1024, nesterov=True, wd=5e-4, schedule=Linear(.4, pct_start=.2), whiten=3., label_smoothing=.25,
+_add(Recipe('cifar100_speedrun', data='cifar100', model='speednet',
+    model_args=dict(widths=[64,256,768], scaled=False), epochs=11, bs=1024, nesterov=True, wd=5e-4,
+    schedule=Linear(.4, pct_start=.2), whiten=3., label_smoothing=.25,
     policy=policies['speedrun'].but(brightness=.2, contrast=.2), progressive_resize=(.625,.5), reference_accuracy=.753,
     source='75.3% from a single view in 3.78 s on an A100, published. Its images grow from 20 to 24 px after 15% and '
            'to 32 after 50%, here by steps of 4 px; maximum and mean pooling, here the maximum. Ordinary SGD and head'))
@@ -330,9 +335,9 @@ def learner(self:Recipe,
     if 'opt_func' in kwargs: own['splitter'] = trainable_params
     else: own.update(opt_func=self.opt_func(), splitter=self.splitter())
     cbs = L()
-    if self.compile:
-        mode = 'reduce-overhead' if torch.device(dls.device).type=='cuda' else 'default'
-        cbs.append(Compile(mode=mode, dynamic=False))
+    on_cuda = torch.device(dls.device).type=='cuda'
+    if self.compile=='graphs' and on_cuda: cbs += [Compile(dynamic=False),StepGraphs()]
+    elif self.compile: cbs.append(Compile(mode='reduce-overhead' if on_cuda else 'default', dynamic=False))
     if self.progressive_resize: cbs.append(ProgressiveResize(*self.progressive_resize))
     if self.weight_average: cbs.append(WeightAverage(*self.weight_average))
     if self.l1: cbs.append(L1Penalty(self.l1, self.l1_form))

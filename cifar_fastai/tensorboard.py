@@ -1,4 +1,4 @@
-"""Log a training to TensorBoard: scalars, images, confusion matrix, class activation maps, the graph, hyperparameters and range tests
+"""Log a training to TensorBoard: scalars, images, confusion matrix, maps, graph, hyperparameters, range tests
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/tensorboard.html.md"""
 

@@ -81,6 +81,8 @@ def table(quick, data):
         Row('davidnet_held_out', 'davidnet', dict(valid=.1), (0,1)),
         Row('speedrun', 'speedrun', seeds=tuple(range(25)), kind='repeats'), # airbench beside it
         Row('speedrun_curriculum', 'speedrun', curriculum, seeds=tuple(range(25)), kind='repeats'),
+        Row('speedrun_graphs', 'speedrun', dict(curriculum, compile='graphs'),
+             seeds=tuple(range(25)), kind='repeats'),
         Row('speedrun96', 'speedrun96', seeds=(0,1,2), kind='repeats'),
         *[Row(f'speed_{o}', o, kind='speed') for o in ('resnet18','layernorm_resnet18','davidnet','attention')],
     ]
