@@ -295,14 +295,18 @@ def _write_export(net, out, formats, half, ranges, note, licence, name):
         for o in folder.iterdir(): os.replace(o, out/o.name)
     return stored
 
-def _compare_export(model, stored, made, half, data, files, targs, unreadable):
-    kept,pixels = _read_files(files, TorchPredictor(stored), unreadable)
-    if not kept: raise ValueError(f'{data}: none of the test images can be read. The first: {unreadable[0]}')
-    print(f'\non {len(kept):,} test images, compared with torch in fp32:', flush=True)
+def _fit_threshold(net, pixels):
+    "Fit the threshold for images unlike the training images on test images"
+    net = TorchPredictor(net).net
+    with torch.no_grad(): logits = torch.cat([net(torch.from_numpy(np.stack(o))) for o in chunked(pixels, 256)])
+    return dict(fit_rejection(logits.numpy()), images='the test images')
+
+def _compare_export(model, stored, made, half, pixels, targs):
+    print(f'\non {len(pixels):,} test images, compared with torch in fp32:', flush=True)
     predictors = dict(weights=TorchPredictor(load_model(model)))
     if half: predictors['weights fp16'] = TorchPredictor(stored)
     for k,file in made.items(): predictors[k] = load_predictor(file)
-    table = compare_predictors(predictors, np.stack(pixels), np.array(stored.info['classes'])[targs[kept]], rounds=0)
+    table = compare_predictors(predictors, np.stack(pixels), np.array(stored.info['classes'])[targs], rounds=0)
     print(table.drop(columns=['images_s','mb']).round(4).to_string())
 
 def export(model, out, name, half, int8, data, formats, note, licence):
@@ -313,7 +317,11 @@ def export(model, out, name, half, int8, data, formats, note, licence):
     if int8 and not data: raise ValueError('--int8 needs training images for calibration. Give them with --data')
     net,unreadable,ranges = load_model(model),[],None
     classes = net.info['classes']
-    if data: files,targs = labelled_files(data, 'test', classes)
+    if data:
+        files,targs = labelled_files(data, 'test', classes)
+        kept,test_pixels = _read_files(files, TorchPredictor(net), unreadable)
+        if not kept: raise ValueError(f'{data}: none of the test images can be read. The first: {unreadable[0]}')
+        if not net.info.get('rejection'): net.info['rejection'] = _fit_threshold(net, test_pixels)
     if int8:
         train_files = labelled_files(data, 'train', classes)[0]
         if set(train_files)==set(files): raise ValueError(f'{data}: it has no folder train, whose images --int8 needs')
@@ -331,5 +339,5 @@ def export(model, out, name, half, int8, data, formats, note, licence):
     outdated = {f for k in export_formats for f in out.glob(f'model*.{k}')}-set(made.values())
     for o in outdated: o.unlink()
     for o in sorted(out.iterdir()): print(f'{o}  {o.stat().st_size/1e6:.2f} MB')
-    if data: _compare_export(model, stored, made, half, data, files, targs, unreadable)
+    if data: _compare_export(model, stored, made, half, test_pixels, targs[kept])
     _report_unreadable('cifar_export', unreadable)
