@@ -16,6 +16,8 @@ from .core import exit_with,look_up
 from .heatmap import inferno,overlay_map
 from .predict import Predictor,PredictError,pixels
 
+if not sys.stdout.isatty(): os.environ.setdefault('COLUMNS', '80') # as in `cli`, for --help
+
 # %% auto #0
 __all__ = ['explain', 'page_app', 'cifar_app']
 

@@ -267,7 +267,9 @@ def warm_up(
     def restore():
         model.load_state_dict(weights)
         if not graphs: learn.opt = None
-        else: torch._foreach_zero_([o for state in learn.opt.opt.state.values() for o in state.values()])
+        else:
+            for o in itertools.chain.from_iterable(state.values() for state in learn.opt.opt.state.values()):
+                if isinstance(o, Tensor): o.zero_() # without momentum, it is None
     restore()
     set_rng_state(rng)
     if epoch is not None: dl.epoch = epoch
@@ -290,7 +292,8 @@ def time_training(
     learn.model.to(learn.dls.device)
     for dl in learn.dls.loaders: dl.one_batch() # moves the images to the device
     restore = warm_up(learn, r, warmup) if warmup else noop
-    if warmup: accuracy_of(learn, itertools.islice(learn.dls.valid, None if learn.dls.device.type=='cuda' else 1), tta)
+    n_batches = None if learn.dls.device.type=='cuda' else 1 # on CUDA all: cuDNN plans by batch size
+    if warmup: accuracy_of(learn, itertools.islice(learn.dls.valid, n_batches), tta)
     clock = _TrainingClock(learn.dls.device)
     with PeakMemory(learn.dls.device) as memory,learn.no_bar(),learn.no_logging():
         clock.tick()

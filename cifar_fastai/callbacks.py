@@ -311,6 +311,7 @@ class TerminateOnNonFinite(FitCallback):
         self._losses.append((loss, self.iter+1, self.opt.hypers[-1]['lr']))
         every = self.every or (1 if loss.device.type=='cpu' else 50)
         if len(self._losses)>=every: self._check()
+
     def after_replay(self): self.after_loss() # see `StepGraphs`
 
     def after_train(self): self._check()

@@ -34,7 +34,7 @@ class MultiCrop(nn.Module):
         model:nn.Module, # From images [N, C, H, W] to logits [N, n_classes]
         shift:int=1, # Shift in pixels; the border is reflected
         tta_threshold:float=1., # Images with at least this probability are evaluated once; 1 evaluates six views of all
-        chunk:int=256 # Uncertain images on CUDA at a time: cuDNN plans its convolutions for each batch size, slowly
+        chunk:int|None=None # Uncertain images at a time; None: 256 on CUDA, where each new batch size is slow, else all
     ):
         super().__init__()
         self.model,self.shift,self.tta_threshold,self.chunk = model,shift,tta_threshold,chunk
@@ -53,7 +53,7 @@ class MultiCrop(nn.Module):
         if self.tta_threshold>=1: return self._average(x, logits)
         uncertain = (logits.float().softmax(1).amax(1)<self.tta_threshold).nonzero()[:,0]
         if not len(uncertain): return logits
-        chunk = self.chunk if x.is_cuda else len(uncertain)
+        chunk = self.chunk or (256 if x.is_cuda else len(uncertain)) # cuDNN plans its convolutions by batch size
         n_padded = math.ceil(len(uncertain)/chunk)*chunk
         padded = uncertain[torch.arange(n_padded, device=x.device)%len(uncertain)]
         views = torch.cat([self._average(x[i], logits[i]) for i in padded.split(chunk)])[:len(uncertain)]

@@ -178,14 +178,17 @@ class Compile(FitCallback):
         if self.loss.is_cuda: torch.cuda.synchronize()
         self.seconds = time.perf_counter()-self._start
 
-    def after_replay(self): get_model(self.learn.model).__dict__.pop('forward', None) # see `StepGraphs`
+    def _restore_forward(self): get_model(self.learn.model).__dict__.pop('forward', None)
+    after_replay = _restore_forward # see `StepGraphs`
 
     def cleanup(self):
-        self.after_replay()
+        self._restore_forward()
         if vars(self).get('_loss') is not None: self.after_loss()
         self._compiled = None
 
 # %% ../nbs/14_precision.ipynb #c9e2203e
+_most_kinds = 32 # of steps; with a momentum schedule, each step is of its own kind
+
 class StepGraphs(FitCallback):
     """Record training steps, optimizer included, as CUDA graphs, and replay them: the GPU does not wait for Python
 
@@ -195,24 +198,24 @@ class StepGraphs(FitCallback):
     a callback is called after each replay; with `in_graph = False`, its own work is left out of the graphs."""
     order,run_valid,during = MixedPrecision.order+2,False,('fit','range_test')
     def __init__(self,
-        warmup:int=2, # Ordinary steps of each kind before one is recorded
-        limit:int=32 # Most kinds of steps to record
+        warmup:int=2 # Ordinary steps of each kind before one is recorded, at least 1: it creates the optimizer's state
     ):
-        store_attr()
+        if warmup<1: raise ValueError(f'StepGraphs: warmup={warmup}, expected at least 1')
+        self.warmup = warmup
         self._forget()
 
     def _forget(self): self._n_seen,self._graphs,self._addresses,self._stream = Counter(),{},None,None
-    def __getstate__(self): return {**self.__dict__, **vars(type(self)(self.warmup, self.limit))} # without its graphs
+    def __getstate__(self): return {**self.__dict__, **vars(type(self)(self.warmup))} # without its graphs
 
     def unsupported(self) -> str|None:
         "Return why the steps of the learner cannot be recorded"
         opt,compiled = getattr(self.opt, 'opt', self.opt),getattr(self.learn, 'compile', None)
         if torch.device(self.dls.device).type!='cuda': return 'the device is not a CUDA GPU'
         if not isinstance(opt, (torch.optim.SGD,Muon)): return f'{type(opt).__name__} is neither SGD nor Muon'
-        if any(g.get('renorm', 1)>1 for g in opt.param_groups): return 'Muon with renorm above 1 varies its steps'
+        if any(g.get('renorm', 1)>1 for g in opt.param_groups): return 'Muon varies its steps, set renorm=1'
         if hasattr(self.learn, 'scaler') and self.learn.scaler.is_enabled(): return 'fp16 scales gradients, use bf16'
         if num_distrib()>1: return 'several processes share each step'
-        if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile has a mode'
+        if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile has a mode, leave it out'
 
     def before_fit(self):
         if why := self.unsupported():
@@ -222,6 +225,7 @@ class StepGraphs(FitCallback):
         active = [cb for cb in self.learn.cbs if scope in getattr(type(cb), 'during', [scope])]
         def defining(name): return [cb for cb in active if hasattr(type(cb), name)]
         self._stateful,self._replayed,self._left_out = map(defining, ('graph_state','after_replay','in_graph'))
+        self._n_seen.clear() # a new optimizer has no state before its first step
         self._ordinary = self.learn._do_one_batch
         self.learn._do_one_batch = self._one_batch
 
@@ -230,8 +234,9 @@ class StepGraphs(FitCallback):
         states = [o for state in self.opt.opt.state.values() for o in state.values() if isinstance(o, Tensor)]
         return [o.data_ptr() for o in (*self.model.parameters(),*states)]
 
-    def before_train(self): # another optimizer, or a checkpoint was loaded
-        if self._graphs and self._tensors()!=self._addresses: self._graphs.clear()
+    def before_train(self):
+        if not self._graphs or self._tensors()==self._addresses: return
+        self._forget() # another optimizer, or a checkpoint was loaded
 
     @property
     def _groups(self): return self.opt.opt.param_groups # torch's own: those of the wrapper are copies
@@ -246,7 +251,8 @@ class StepGraphs(FitCallback):
     def _one_batch(self):
         kind = self._kind() if self.training and self.yb else None
         if kind not in self._graphs:
-            if kind is None or len(self._n_seen)>self.limit: return self._ordinary()
+            known = kind in self._n_seen or len(self._n_seen)<_most_kinds
+            if kind is None or not known: return self._ordinary()
             self._n_seen[kind] += 1
             if self._n_seen[kind]<=self.warmup: return self._on_stream(self._ordinary)
             self._graphs[kind] = self._record()

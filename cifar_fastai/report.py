@@ -145,7 +145,7 @@ def robustness(
         return (df.true==df.predicted).mean()
     res = pd.DataFrame(index=kinds, columns=range(6), dtype=float)
     steps = [(k,s) for k in kinds for s in range(1, 6)]
-    bar = progress_bar(steps) if hasattr(learn, 'progress') else steps
+    bar = progress(steps, 'robustness') if hasattr(learn, 'progress') else steps
     with learn.no_bar():
         res[0] = accuracy_on(dl)
         for k,s in bar: res.loc[k,s] = accuracy_on(corrupt_dl(dl, k, s, seed))

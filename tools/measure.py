@@ -28,7 +28,7 @@ class Row:
     recipe: str # Name in `recipes`
     changes: dict = field(default_factory=dict) # For `Recipe.but`
     seeds: tuple = (0,)
-    compiled: bool = False # By `Compile(mode='reduce-overhead')`, on CUDA
+    compiled: bool = False # By `Recipe.compile`, on CUDA
     weight: float = 1. # Share of one of the --jobs places
     kind: str = 'training' # 'repeats' and 'speed' are timed: nothing else runs on the device
     process: subprocess.Popen = None # That measures it
@@ -37,7 +37,9 @@ class Row:
     def key(self): return f'{self.name}-s{self.seeds[0]}'
     @property
     def alone(self): return self.kind!='training'
-    def recipe_of(self, seed): return recipes[self.recipe].but(seed=seed, **self.changes)
+    def recipe_of(self, seed):
+        compile = dict(compile=True) if self.compiled and torch.cuda.is_available() else {}
+        return recipes[self.recipe].but(seed=seed, **compile, **self.changes)
 
 def table(quick, data):
     "Return the rows to measure on a data set, in the order in which they are started"
@@ -124,8 +126,6 @@ def save_line(a, row, recipe, name, seed, **line):
 def train(row, a):
     "Train one seed into a run folder"
     seed, kept = row.seeds[0], {}
-    compiled = row.compiled and torch.cuda.is_available()
-    def callbacks(): return [Compile(mode='reduce-overhead', dynamic=False)] if compiled else []
     def before(recipe, learn, run):
         learn.remove_cb(ProgressCallback) # a line for each epoch in the log
         kept['learn'] = learn
@@ -134,16 +134,16 @@ def train(row, a):
     stopped = [o for o in earlier if o.checkpoints() and o.state in ('interrupted','killed')]
     if stopped and a.checkpoints:
         run = stopped[-1]
-        resume(run, cbs=callbacks(), before=before)
+        resume(run, before=before)
     else:
         for o in earlier: shutil.rmtree(o.path)
-        run, = train_runs(row.recipe_of(seed), a.path, root=a.out/'runs', name=row.key, cbs=callbacks,
+        run, = train_runs(row.recipe_of(seed), a.path, root=a.out/'runs', name=row.key,
                           checkpoints=a.checkpoints, before=before)
     if run.state!='done': sys.exit(run.info['reason'])
     on_signals(signal.SIG_IGN) # what is left takes seconds
-    save_training(row, a, run, kept['learn'], compiled)
+    save_training(row, a, run, kept['learn'])
 
-def save_training(row, a, run, learn, compiled):
+def save_training(row, a, run, learn):
     "Write the weights, the epochs and the line of a training"
     seed, history, recipe = row.seeds[0], run.history(), learn.recipe
     last, best = history.iloc[-1], history.loc[history.valid_accuracy.idxmax()]
@@ -157,7 +157,7 @@ def save_training(row, a, run, learn, compiled):
     write(done_file(a.out, row.name, seed, '.csv'), history.assign(name=row.name, seed=seed).to_csv(index=False))
     losses = {k: last[k] for k in ('train_accuracy','train_loss','valid_loss')}
     save_line(a, row, recipe, row.name, seed, **accuracies, **losses, best_epoch=int(best.epoch), epochs=len(history),
-              seconds=history.seconds.sum(), first_epoch_seconds=history.seconds[0], compiled=compiled)
+              seconds=history.seconds.sum(), first_epoch_seconds=history.seconds[0], compiled=bool(recipe.compile))
 
 def repeat(row, a):
     "Train seeds against the clock; the speed run beside airbench, if that is there"
