@@ -77,7 +77,7 @@ def _to_rgb(im, size):
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    im = im.convert('RGB')
+    if im.mode!='RGB': im = im.convert('RGB')
     if orientation in _upright: im = im.transpose(_upright[orientation])
     if size and im.size!=(size,size): im = im.resize((size,size), Image.BILINEAR)
     return np.array(im)
