@@ -82,7 +82,7 @@ class Run:
 
     @property
     def info(self) -> dict:
-        "The content of `run.json`, in the names of this version. Raise `ValueError` if it is corrupt"
+        "Return `run.json`, with names of earlier versions replaced. Raise `ValueError` if it is corrupt"
         file = self.path/'run.json'
         try: info = json.loads(file.read_text(encoding='utf-8'))
         except FileNotFoundError:
@@ -162,12 +162,12 @@ class SaveRun(FitCallback):
         if self.every_epoch: self._try('model.safetensors', self._save_weights)
 
     def _save_rows(self):
-        tables,file = [pd.DataFrame(self.learn.history.rows[self.n_before:])],self.folder.path/'history.csv'
+        rows,file = pd.DataFrame(self.learn.history.rows[self.n_before:]),self.folder.path/'history.csv'
         if file.is_file():
             before = self.folder.history()
-            before = before[before.epoch<tables[0].epoch[0]] # repeated epochs replace the earlier ones
-            if len(before): tables.insert(0, before)
-        write_text(file, pd.concat(tables).to_csv(index=False, lineterminator='\n')) # a later fit may add columns
+            before = before[before.epoch<rows.epoch[0]] # repeated epochs replace the earlier ones
+            if len(before): rows = pd.concat([before,rows]) # a later fit may add columns
+        write_text(file, rows.to_csv(index=False, lineterminator='\n'))
 
     def _tensors(self): return get_model(self.learn.model).state_dict(keep_vars=True)
 
@@ -194,10 +194,10 @@ class SaveRun(FitCallback):
 
     def _non_finite(self):
         "Return the name of a non-finite loss or tensor, or None"
-        last = self.learn.history.rows[-1:]
-        losses = [f'{k} of the last epoch' for o in last for k,v in o.items() if 'loss' in k and not math.isfinite(v)]
-        tensors = [k for k,v in self._tensors().items() if v.is_floating_point() and not v.isfinite().all()]
-        return first(losses+tensors)
+        for row in self.learn.history.rows[-1:]:
+            for k,v in row.items():
+                if 'loss' in k and not math.isfinite(v): return f'{k} of the last epoch'
+        return first(k for k,v in self._tensors().items() if not v.isfinite().all())
 
     def finish(self, state, reason=None):
         "Write the remaining files and the final state"
