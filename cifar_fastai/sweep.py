@@ -81,12 +81,11 @@ def sweep_table(
 
 # %% ../nbs/27_sweep.ipynb #0d3f5a08
 def plot_sweep(
-    table:pd.DataFrame, # From `sweep_table`
-    ax=None # Axes to draw on; None makes new ones
-): # The axes
+    table:pd.DataFrame # From `sweep_table`
+) -> plt.Axes:
     "Draw parallel coordinates: an axis for each setting, a line for each recipe, coloured by its accuracy"
     names = [o for o in table.columns if o not in ('n','accuracy','sd')] + ['accuracy']
-    if ax is None: ax = plt.subplots(figsize=(6.5,3), layout='constrained')[1]
+    _,ax = plt.subplots(figsize=(6.44,2.8), layout='constrained')
     heights = {}
     for nm in names[:-1]: # evenly spaced, in their order
         values = sorted(table[nm].unique(), key=lambda o: (isinstance(o, str),o))
@@ -96,8 +95,9 @@ def plot_sweep(
     low,high = table.accuracy.min(),table.accuracy.max()
     share = (table.accuracy-low)/(high-low or 1)
     heights['accuracy'] = share
+    colors = plt.cm.viridis(.75-.45*share) # its ends are hard to see on a dark or on a light page
     for i in table.index[::-1]: # the best on top
-        ax.plot(range(len(names)), [heights[o][i] for o in names], 'o-', color=plt.cm.viridis(.9*(1-share[i])))
+        ax.plot(range(len(names)), [heights[o][i] for o in names], 'o-', color=colors[i])
     for y,v in {0.: low, 1.: high}.items(): ax.text(len(names)-.95, y, f'{v:.1%}', va='center', fontsize=9)
     ax.set(xticks=range(len(names)), xticklabels=names, yticks=[], xlim=(-.3,len(names)-.6))
     for o in ('left','right','top'): ax.spines[o].set_visible(False)
