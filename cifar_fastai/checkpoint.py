@@ -195,17 +195,13 @@ class Checkpoints(FitCallback):
         lr_scale:float=1., # Factor on all learning rates after resuming
         max_rollbacks:int=0, # Maximum number of rollbacks, each to the last finite checkpoint after a non-finite loss
         rollback_scale:float=.5, # Factor on all learning rates after each rollback
-        command:str='', # Shell command that resumes the training, for error messages and `crash.txt`
-        returns:int|None=None, # Former name of `max_rollbacks`, stored in older runs
-        return_scale:float|None=None # Former name of `rollback_scale`
+        command:str='' # Shell command that resumes the training, for error messages and `crash.txt`
     ):
-        if returns is not None: max_rollbacks = returns
-        if return_scale is not None: rollback_scale = return_scale
         positive = dict(every=every, minutes=minutes, steps=steps, keep=keep, lr_scale=lr_scale,
                         rollback_scale=rollback_scale)
         for nm,v in positive.items():
             if v is not None and not 0<v<math.inf: raise ValueError(f'Checkpoints: {nm}={v}, expected a number above 0')
-        store_attr(but='folder,returns,return_scale')
+        store_attr(but='folder')
         self.folder = Path(folder).expanduser()
         self.seconds = 0. # how long the training has waited for checkpoints
         self._undo = ExitStack()
