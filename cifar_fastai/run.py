@@ -44,6 +44,9 @@ def package_versions() -> dict:
     return dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
                 cifar_fastai=cifar_fastai.__version__)
 
+# Arguments of `Checkpoints` in version 0.1.0 -> current names
+_old_arguments = dict(returns='max_rollbacks', return_scale='rollback_scale')
+
 def _to_json(o):
     "Convert an object that JSON does not have"
     if is_dataclass(o): return asdict(o)
@@ -92,6 +95,8 @@ class Run:
         for k in ('recipe','dls'):
             if info.get(k): info[k] = current_names(info[k])
         if info.get('then'): info['then'] = [current_names(o) for o in info['then']]
+        if isinstance(args := info.get('checkpoints'), dict):
+            info['checkpoints'] = {_old_arguments.get(k, k): v for k,v in args.items()}
         return info
 
     def update(self, **info):
