@@ -96,9 +96,9 @@ def plot_sweep(
     low,high = table.accuracy.min(),table.accuracy.max()
     share = (table.accuracy-low)/(high-low or 1)
     heights['accuracy'] = share
-    colors = plt.cm.viridis(.75-.45*share) # its ends are hard to see on a dark or on a light page
     for i in table.index[::-1]: # the best on top
-        ax.plot(range(len(names)), [heights[o][i] for o in names], 'o-', color=colors[i])
+        color = plt.cm.viridis(.75-.45*share[i]) # its ends are hard to see on a dark or on a light page
+        ax.plot(range(len(names)), [heights[o][i] for o in names], 'o-', color=color)
     for y,v in {0.: low, 1.: high}.items(): ax.text(len(names)-.95, y, f'{v:.1%}', va='center')
     ax.set(xticks=range(len(names)), xticklabels=names, yticks=[], xlim=(-.3,len(names)-.6), ylim=(-.15,1.15))
     for o in ('left','right','top'): ax.spines[o].set_visible(False)
