@@ -197,9 +197,9 @@ class Checkpoints(FitCallback):
         rollback_scale:float=.5, # Factor on all learning rates after each rollback
         command:str='' # Shell command that resumes the training, for error messages and `crash.txt`
     ):
-        positive = dict(every=every, minutes=minutes, steps=steps, keep=keep, lr_scale=lr_scale,
-                        rollback_scale=rollback_scale)
-        for nm,v in positive.items():
+        for nm,v in dict(every=every, keep=keep, steps=steps).items():
+            if v is not None and v<1: raise ValueError(f'Checkpoints: {nm}={v}, expected 1 or more')
+        for nm,v in dict(minutes=minutes, lr_scale=lr_scale, rollback_scale=rollback_scale).items():
             if v is not None and not 0<v<math.inf: raise ValueError(f'Checkpoints: {nm}={v}, expected a number above 0')
         store_attr(but='folder')
         self.folder = Path(folder).expanduser()
@@ -468,7 +468,7 @@ class Checkpoints(FitCallback):
         if not self._rollbacks_left: return False
         scale,self._lrs = self._scale*self.rollback_scale,None
         for path,model,state in intact_checkpoints(self.folder):
-            if not all(v.isfinite().all() for v in model.values() if v.is_floating_point()): continue
+            if not all(v.isfinite().all() for v in model.values()): continue
             self._load(model, state)
             self._scale,self._rollbacks_left = scale,self._rollbacks_left-1
             self._losses.clear()
