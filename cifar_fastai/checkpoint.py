@@ -106,10 +106,6 @@ def _get_states(learn):
         elif state := {k: v for k,v in vars(cb).items() if k in _tracked and isinstance(v, Number)}: res[name] = state
     return res
 
-def _sums(metric):
-    "Return what a metric has accumulated"
-    return {k: v for k,v in vars(metric).items() if isinstance(v, (Number,Tensor,list))}
-
 def _set_states(learn, states):
     for name,cb in _named_callbacks(learn).items():
         if name not in states: continue
@@ -199,19 +195,15 @@ class Checkpoints(FitCallback):
         lr_scale:float=1., # Factor on all learning rates after resuming
         max_rollbacks:int=0, # Maximum number of rollbacks, each to the last finite checkpoint after a non-finite loss
         rollback_scale:float=.5, # Factor on all learning rates after each rollback
-        command:str='', # Shell command that resumes the training, for error messages and `crash.txt`
-        returns:int|None=None, # Former name of `max_rollbacks`, stored in older runs
-        return_scale:float|None=None # Former name of `rollback_scale`
+        command:str='' # Shell command that resumes the training, for error messages and `crash.txt`
     ):
-        if returns is not None: max_rollbacks = returns
-        if return_scale is not None: rollback_scale = return_scale
         for nm,v in dict(every=every, keep=keep, steps=steps).items():
             if v is not None and v<1: raise ValueError(f'Checkpoints: {nm}={v}, expected 1 or more')
         for nm,v in dict(minutes=minutes, lr_scale=lr_scale, rollback_scale=rollback_scale).items():
             if v is not None and not 0<v<math.inf: raise ValueError(f'Checkpoints: {nm}={v}, expected a number above 0')
-        store_attr(but='folder,returns,return_scale')
+        store_attr(but='folder')
         self.folder = Path(folder).expanduser()
-        self.seconds = 0. # that the training has waited for checkpoints
+        self.seconds = 0. # how long the training has waited for checkpoints
         self._undo = ExitStack()
 
     def before_fit(self):
@@ -230,7 +222,8 @@ class Checkpoints(FitCallback):
             self._resume()
             if threading.current_thread() is threading.main_thread():
                 for o in (signal.SIGINT,signal.SIGTERM):
-                    undo.callback(signal.signal, o, signal.signal(o, self._on_signal) or signal.SIG_DFL)
+                    before = signal.signal(o, self._on_signal) or signal.SIG_DFL # None if it was not set in Python
+                    undo.callback(signal.signal, o, before)
             self._original = self.learn._with_events
             undo.callback(setattr, self.learn, '_with_events', self._original)
             self.learn._with_events = self._with_events
@@ -365,7 +358,10 @@ class Checkpoints(FitCallback):
         if self._rank: return
         scaler = getattr(learn, 'scaler', None)
         smooth = [rec.smooth_loss.count,rec.smooth_loss.val]
-        metrics = [_sums(o) for o in learn.metrics] if step and rec.train_metrics else []
+        metrics = [] # what the metrics of the training set have accumulated
+        if step and rec.train_metrics:
+            for o in learn.metrics:
+                metrics.append({k: v for k,v in vars(o).items() if isinstance(v, (Number,Tensor,list))})
         about = dict(epoch=epoch, step=step, n_epoch=self.n_epoch)
         state = dict(about, n_iter=len(self.dls.train), pct_train=learn.pct_train, train_iter=learn.train_iter,
                      opt=learn.opt.state_dict(), scaler=scaler.state_dict() if scaler else None, callbacks=states,
@@ -424,20 +420,20 @@ class Checkpoints(FitCallback):
 
     def _check(self, path, model, state):
         "Raise `CheckpointError` if the model, the steps of an epoch or the epochs differ from the checkpoint's"
-        models = model,get_model(self.learn.model).state_dict()
-        saved,current = [{k: list(v.shape) for k,v in o.items()} for o in models]
+        def shapes(tensors): return {k: list(v.shape) for k,v in tensors.items()}
+        saved,current = shapes(model),shapes(get_model(self.learn.model).state_dict())
         for k in {**current, **saved}:
             before,now = saved.get(k, 'missing'),current.get(k, 'missing')
             if before!=now:
                 raise CheckpointError(f'{path}: the model has another architecture or number of classes; {k} is '
                                       f'{before} in the checkpoint and {now} in this model. Create the saved model')
-        n_iter,n_epoch,done = len(self.dls.train),self.n_epoch,state['epoch']
+        n_iter,n_epoch,done,planned = len(self.dls.train),self.n_epoch,state['epoch'],state['n_epoch']
         if state['n_iter']!=n_iter:
             raise CheckpointError(f"{path}: an epoch has {state['n_iter']} steps in the checkpoint and {n_iter} "
                                   'in this training; use the same images and batch size')
-        if done>n_epoch or state['n_epoch']!=n_epoch and not self.replan:
-            raise CheckpointError(f"{path}: {done} of {state['n_epoch']} epochs are done, but this training has "
-                                  f"{n_epoch}. Train for {state['n_epoch']}, or for at least {done} with replan=True")
+        if done>n_epoch or planned!=n_epoch and not self.replan:
+            raise CheckpointError(f'{path}: {done} of {planned} epochs are done, but this training has {n_epoch}. '
+                                  f'Train for {planned}, or for at least {done} with replan=True')
 
     def _recorder_device(self):
         "Return the device of recorded losses and metrics"
@@ -472,7 +468,7 @@ class Checkpoints(FitCallback):
         if not self._rollbacks_left: return False
         scale,self._lrs = self._scale*self.rollback_scale,None
         for path,model,state in intact_checkpoints(self.folder):
-            if not all(v.isfinite().all() for v in model.values() if v.is_floating_point()): continue
+            if not all(v.isfinite().all() for v in model.values()): continue
             self._load(model, state)
             self._scale,self._rollbacks_left = scale,self._rollbacks_left-1
             self._losses.clear()

@@ -112,7 +112,7 @@ def save_model(
     info = _learner_info(learn, recipe) if is_learner else dict(_model_input(learn))
     model = inference_copy(learn.model if is_learner else learn)
     for k,v in model.state_dict().items():
-        if v.is_floating_point() and not v.isfinite().all():
+        if not v.isfinite().all():
             raise ValueError(f'save_model: {k} has non-finite values. Train again with a lower learning rate')
     if is_learner and accept is not None:
         info['rejection'] = dict(_valid_rejection(learn, model, accept), images=_describe_valid(info['recipe']))
@@ -267,7 +267,7 @@ class TorchPredictor(Predictor):
         self.info = getattr(model, 'info', dict(name=recipe_name))
         self.name,self.rejection = self.info['name'],self.info.get('rejection')
         precision = half_precision(device) if half else None
-        self.dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16, None: None}[precision]
+        self.dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16}.get(precision)
         if self.dtype: self.net = self.net.to(memory_format=torch.channels_last)
         self.mb = sum(o.nbytes for o in self.net.state_dict().values())/1e6
         self._forward = torch.compile(self.net) if compiled else self.net

@@ -49,7 +49,7 @@ def push_to_hub(
 def is_hub_name(
     path # Name or path of a model
 ) -> bool:
-    "Return whether a string is 'owner/name' and not a path of this machine"
+    "Return whether a string is 'owner/name' and not a local path"
     owner = str(path).partition('/')[0]
     return bool(re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', str(path))) and not Path(owner).exists()
 

@@ -39,9 +39,7 @@ def energy_score(
     temperature:float=1. # Divides the logits
 ) -> np.ndarray: # [N], higher for images that are like the training images
     "Return the negative energy of each image (W. Liu et al., 2020)"
-    z = logits/temperature
-    top = z.max(-1)
-    return temperature*(top+np.log(np.exp(z-top[...,None]).sum(-1)))
+    return temperature*np.logaddexp.reduce(logits/temperature, -1)
 
 def softmax_score(
     logits:np.ndarray, # [N, n_classes]
@@ -109,8 +107,8 @@ class Predictor:
         providers = [o for o in ('CUDAExecutionProvider','CPUExecutionProvider') if o in ort.get_available_providers()]
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as e:
-            reason = f'not a readable ONNX file ({type(e).__name__}). Write it again with `to_onnx`'
-            raise PredictError(f'{path}: {reason}') from None
+            kind = type(e).__name__
+            raise PredictError(f'{path}: not a readable ONNX file ({kind}). Write it again with `to_onnx`') from None
         metadata = self.session.get_modelmeta().custom_metadata_map
         if 'classes' not in metadata: raise PredictError(f'{path}: no class names in it. Write it with `to_onnx`')
         self.classes,self.size,self.name = json.loads(metadata['classes']),int(metadata['size']),metadata.get('name','')

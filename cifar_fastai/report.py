@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/report.html.md"""
 
 # %% ../nbs/28_report.ipynb #b8d1e3b4
 from __future__ import annotations
-import base64,io
+import base64,io,itertools
 from fastai.vision.all import *
 from PIL import ImageOps
 from jinja2 import Environment,PackageLoader,StrictUndefined
@@ -77,7 +77,7 @@ def pixelate(x, side, g):
 
 @_by_severity(.25,.375,.5,.625,.75)
 def occlude(x, share, g):
-    "Cover a grey rectangle at a random position inside the image; that of a higher severity covers that of a lower one"
+    "Place a grey rectangle at a random position; that of a higher severity covers that of a lower one"
     h,w = x.shape[-2:]
     dh,dw = round(share*h),round(share*w)
     res = x.clone()
@@ -157,13 +157,12 @@ def plot_robustness(
 ) -> plt.Figure: # A line for each corruption, a dashed one for clean images
     "Plot the accuracy by severity of each corruption"
     df = robustness(learn, **kwargs)
-    fig,ax = plt.subplots(figsize=(7,3.8), layout='constrained')
-    ax.axhline(df[0].iloc[0], color='black', ls='--', lw=1, label='clean')
-    for i,(k,row) in enumerate(df.drop(columns=0).iterrows()):
-        color,marker = okabe_ito[i%len(okabe_ito)],'osD^vPX'[i%7]
-        ax.plot(row.index, row, color=color, marker=marker, markersize=5, label=k)
+    fig,ax = plt.subplots(figsize=(6.44,3.2), layout='constrained')
+    ax.axhline(df[0].iloc[0], color='#808080', ls='--', lw=1, label='clean')
+    for (k,row),color in zip(df.drop(columns=0).iterrows(), itertools.cycle(okabe_ito)):
+        ax.plot(row.index, row, 'o-', color=color, label=k)
     ax.set(xlabel='severity', ylabel='accuracy', xticks=df.columns[1:], ylim=(0,1.02))
-    fig.legend(loc='outside right center', fontsize=9)
+    label_ends(ax)
     return fig
 
 # %% ../nbs/28_report.ipynb #ef10fd18
@@ -209,8 +208,6 @@ def _charts(fig, boxes):
     srcs = [data_uri(partial(fig.savefig, dpi=120, transparent=True, bbox_inches=o)) for o in boxes]
     plt.close(fig)
     return [dict(src=src, width=round(96*o.width), height=round(96*o.height)) for src,o in zip(srcs, boxes)]
-
-def _chart(fig): return _charts(fig, [fig.bbox_inches])[0]
 
 def _axes_charts(fig):
     "Return each axes of a figure as an image for the template, and close the figure"
@@ -383,7 +380,8 @@ def _robustness(learn, dl, n, seed):
     fig.set_size_inches(4.6, 3.6) # readable on a phone
     verdict = (f'Accuracy at severity 5: lowest with {last.index[0]}, {last.iloc[0]:.1%}, highest with '
                f'{last.index[-1]}, {last.iloc[-1]:.1%}; on clean images {acc:.1%}.')
-    return dict(verdict=verdict, n=n, error=(acc*(1-acc)/n)**.5, lines=_chart(fig), examples=examples, accuracies=df,
+    lines, = _charts(fig, [fig.bbox_inches])
+    return dict(verdict=verdict, n=n, error=(acc*(1-acc)/n)**.5, lines=lines, examples=examples, accuracies=df,
                 table=df.rename(columns={0:'clean'}))
 
 def _predicted(df):
@@ -439,7 +437,8 @@ def explain_page(
     numbers = {'images': len(df), 'classes': len(df.predicted.cat.categories),
                'parameters': n_params(learn.model), 'mean confidence': df.p_predicted.mean()}
     if 'unlike' in df: numbers['unlike the training images'] = df.unlike.sum()
-    if history is not None and len(history): sections['Training'] = _training(history)
+    if history is not None and len(history):
+        with figure_style(): sections['Training'] = _training(history)
     if has_labels:
         c,wrong,losses = calibration(df),misclassified(df),top_losses(df)[:n]
         numbers.update({'accuracy': c.accuracy, 'misclassified': len(wrong),
@@ -458,7 +457,8 @@ def explain_page(
     sections['Class activation maps'] = dict(verdict=verdict, error=error, figures=shown)
     if has_labels:
         sections['Calibration'] = _calibration(df, seed)
-        if n_robust: sections['Robustness'] = _robustness(learn, dl, n_robust, seed)
+        if n_robust:
+            with figure_style(): sections['Robustness'] = _robustness(learn, dl, n_robust, seed)
     else: sections.update({'Predicted classes': _predicted(df), 'Predictions': _predictions(df)})
     page = _render(dict(title=title, about=about, numbers=numbers, facts=facts or {}, has_labels=has_labels,
                         has_unlike='unlike' in df, sections=sections))

@@ -44,6 +44,9 @@ def package_versions() -> dict:
     return dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
                 cifar_fastai=cifar_fastai.__version__)
 
+# Arguments of `Checkpoints` in version 0.1.0 -> current names
+_old_arguments = dict(returns='max_rollbacks', return_scale='rollback_scale')
+
 def _to_json(o):
     "Convert an object that JSON does not have"
     if is_dataclass(o): return asdict(o)
@@ -82,7 +85,7 @@ class Run:
 
     @property
     def info(self) -> dict:
-        "The content of `run.json`, in the names of this version. Raise `ValueError` if it is corrupt"
+        "Return `run.json`, with names of earlier versions replaced. Raise `ValueError` if it is corrupt"
         file = self.path/'run.json'
         try: info = json.loads(file.read_text(encoding='utf-8'))
         except FileNotFoundError:
@@ -92,6 +95,8 @@ class Run:
         for k in ('recipe','dls'):
             if info.get(k): info[k] = current_names(info[k])
         if info.get('then'): info['then'] = [current_names(o) for o in info['then']]
+        if isinstance(args := info.get('checkpoints'), dict):
+            info['checkpoints'] = {_old_arguments.get(k, k): v for k,v in args.items()}
         return info
 
     def update(self, **info):
@@ -162,12 +167,12 @@ class SaveRun(FitCallback):
         if self.every_epoch: self._try('model.safetensors', self._save_weights)
 
     def _save_rows(self):
-        tables,file = [pd.DataFrame(self.learn.history.rows[self.n_before:])],self.folder.path/'history.csv'
+        rows,file = pd.DataFrame(self.learn.history.rows[self.n_before:]),self.folder.path/'history.csv'
         if file.is_file():
             before = self.folder.history()
-            before = before[before.epoch<tables[0].epoch[0]] # repeated epochs replace the earlier ones
-            if len(before): tables.insert(0, before)
-        write_text(file, pd.concat(tables).to_csv(index=False, lineterminator='\n')) # a later fit may add columns
+            before = before[before.epoch<rows.epoch[0]] # repeated epochs replace the earlier ones
+            if len(before): rows = pd.concat([before,rows]) # a later fit may add columns
+        write_text(file, rows.to_csv(index=False, lineterminator='\n'))
 
     def _tensors(self): return get_model(self.learn.model).state_dict(keep_vars=True)
 
@@ -194,10 +199,10 @@ class SaveRun(FitCallback):
 
     def _non_finite(self):
         "Return the name of a non-finite loss or tensor, or None"
-        last = self.learn.history.rows[-1:]
-        losses = [f'{k} of the last epoch' for o in last for k,v in o.items() if 'loss' in k and not math.isfinite(v)]
-        tensors = [k for k,v in self._tensors().items() if v.is_floating_point() and not v.isfinite().all()]
-        return first(losses+tensors)
+        for row in self.learn.history.rows[-1:]:
+            for k,v in row.items():
+                if 'loss' in k and not math.isfinite(v): return f'{k} of the last epoch'
+        return first(k for k,v in self._tensors().items() if not v.isfinite().all())
 
     def finish(self, state, reason=None):
         "Write the remaining files and the final state"

@@ -84,7 +84,7 @@ def find_runs(
         run = Run(o.parent)
         try: res.append((run.info.get('started', ''), run.info.get('started_ns', 0), run.path.name, run))
         except ValueError as e: warnings.warn(str(e))
-    return [o[-1] for o in sorted(res, key=lambda o: o[:3])]
+    return [o[-1] for o in sorted(res)] # names differ, so `Run`s are not compared
 
 def _runs(runs): return find_runs(runs) if isinstance(runs, (str,Path)) else [*map(Run, runs)]
 
@@ -267,13 +267,12 @@ def resume(
 
 # %% ../nbs/26_runs.ipynb #aa2a09ca
 def plot_runs(
-    runs, # `Run`s, or their folders; or the folder of all
-    fig=None # matplotlib figure to draw on; None creates one
-): # The figure
+    runs # `Run`s, or their folders; or the folder of all
+) -> plt.Figure:
     "Plot the curves of several runs. Raise `ValueError` if none has finished an epoch"
     frames = {o.path.name: o.history() for o in _runs(runs) if (o.path/'history.csv').exists()}
     if not frames: raise ValueError('plot_runs: no run has finished an epoch')
-    return plot_history(frames, fig)
+    return plot_history(frames)
 
 def compare_recipes(
     a, # A `Recipe`, a `Run`, or the folder of a run

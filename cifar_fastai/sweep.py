@@ -81,24 +81,25 @@ def sweep_table(
 
 # %% ../nbs/27_sweep.ipynb #0d3f5a08
 def plot_sweep(
-    table:pd.DataFrame, # From `sweep_table`
-    ax=None # Axes to draw on; None makes new ones
-): # The axes
+    table:pd.DataFrame # From `sweep_table`
+) -> plt.Axes:
     "Draw parallel coordinates: an axis for each setting, a line for each recipe, coloured by its accuracy"
     names = [o for o in table.columns if o not in ('n','accuracy','sd')] + ['accuracy']
-    if ax is None: ax = plt.subplots(figsize=(6.5,3), layout='constrained')[1]
+    _,ax = plt.subplots(figsize=(6.44,2.8), layout='constrained')
     heights = {}
-    for nm in names[:-1]: # evenly spaced, in their order
+    for x,nm in enumerate(names[:-1]): # values evenly spaced, in their order
         values = sorted(table[nm].unique(), key=lambda o: (isinstance(o, str),o))
         at = np.linspace(0, 1, len(values)) if len(values)>1 else [.5]
         heights[nm] = table[nm].map(dict(zip(values, at)))
-        for y,v in zip(at, values): ax.text(names.index(nm)-.03, y, f'{v}', va='center', ha='right', fontsize=9)
+        for y,v in zip(at, values): # above or below the lines
+            ax.annotate(f'{v}', (x,y), (0,10 if y>=.5 else -10), textcoords='offset points', ha='center', va='center')
     low,high = table.accuracy.min(),table.accuracy.max()
     share = (table.accuracy-low)/(high-low or 1)
     heights['accuracy'] = share
     for i in table.index[::-1]: # the best on top
-        ax.plot(range(len(names)), [heights[o][i] for o in names], 'o-', color=plt.cm.viridis(.9*(1-share[i])))
-    for y,v in {0.: low, 1.: high}.items(): ax.text(len(names)-.95, y, f'{v:.1%}', va='center', fontsize=9)
-    ax.set(xticks=range(len(names)), xticklabels=names, yticks=[], xlim=(-.3,len(names)-.6))
+        color = plt.cm.viridis(.75-.45*share[i]) # its ends are hard to see on a dark or on a light page
+        ax.plot(range(len(names)), [heights[o][i] for o in names], 'o-', color=color)
+    for y,v in {0.: low, 1.: high}.items(): ax.text(len(names)-.95, y, f'{v:.1%}', va='center')
+    ax.set(xticks=range(len(names)), xticklabels=names, yticks=[], xlim=(-.3,len(names)-.6), ylim=(-.15,1.15))
     for o in ('left','right','top'): ax.spines[o].set_visible(False)
     return ax

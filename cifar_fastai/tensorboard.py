@@ -43,7 +43,8 @@ class TensorBoardLog(FitCallback):
         if rows and not self.n_steps: self.n_steps,self._resumed = len(rows)*len(self.dls.train),True
         if self._resumed: # files are read in the order of the seconds in their names
             stamps = [int(o.name.split('.')[3]) for o in self.log_dir.glob('events.out.tfevents.*')]
-            time.sleep(min(max(0, max(stamps, default=0)+1-time.time()), 1))
+            wait = max(stamps, default=0)+1-time.time()
+            time.sleep(min(max(wait, 0), 1))
         self.writer = SummaryWriter(self.log_dir)
 
     def cleanup(self):
@@ -129,9 +130,9 @@ class TensorBoardLog(FitCallback):
     def _write_predictions(self):
         "Write the confusion matrix of the last epoch, and the maps of five images"
         vocab = list(self.dls.vocab)
-        x,x_true,*classes = (torch.cat(o).detach().cpu().as_subclass(Tensor) for o in zip(*self._valid))
-        table = {k: pd.Categorical.from_codes(v, vocab) for k,v in zip(('true','predicted'), classes)}
-        self._write_figure('valid/confusion', plot_confusion(pd.DataFrame(table)))
+        x,x_true,true,predicted = (torch.cat(o).detach().cpu().as_subclass(Tensor) for o in zip(*self._valid))
+        table = pd.DataFrame(dict(true=true, predicted=predicted)).apply(pd.Categorical.from_codes, categories=vocab)
+        self._write_figure('valid/confusion', plot_confusion(table))
         step = math.ceil(len(x)/5)
         x = to_float(x[::step])
         try:
@@ -161,9 +162,9 @@ class TensorBoardLog(FitCallback):
         return f'{metric}/{part}' if part in ('train','valid') else f'epoch/{name}'
 
     def _write_charts(self, tags):
-        "Let the custom scalars of TensorBoard show training and validation in one chart for each metric"
-        pairs = {o[:-6]: [f'{o[:-6]}/train', o] for o in tags if o.endswith('/valid')}
-        charts = {k: ['Multiline', pair] for k,pair in pairs.items() if pair[0] in tags}
+        "Show training and validation in one chart per metric, under Custom Scalars of TensorBoard"
+        metrics = [o.removesuffix('/valid') for o in tags if o.endswith('/valid')]
+        charts = {o: ['Multiline', [f'{o}/train',f'{o}/valid']] for o in metrics if f'{o}/train' in tags}
         self.writer.add_custom_scalars({'training and validation': charts})
 
     def _write_hparams(self, metrics):
