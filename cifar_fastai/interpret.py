@@ -329,17 +329,18 @@ def plot_maps(
     rows = rows[:n]
     maps = class_maps(learn, rows, layer=layer, method=method, reshape=reshape)
     if not maps: return plt.figure(figsize=(6.44,.4)).suptitle('no images', fontsize=10).figure
-    labels = ['', 'map for the\npredicted class', 'map for the\ntrue class']
+    labels = ['', 'map for\npredicted\nclass', 'map for\ntrue\nclass']
     if all(true is None for *_,true in maps): labels.pop()
     per_image,blocks = len(labels),math.ceil(len(maps)/5)
-    size = 6.44,blocks*(.9*per_image+.5)
+    size = 6.44,blocks*(per_image+.6)
     fig,axs = plt.subplots(per_image*blocks, 5, figsize=size, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for ax,label in zip(axs[:,0], labels*blocks):
         ax.text(-.06, .5, label, transform=ax.transAxes, ha='right', va='center', fontsize=9)
     for i,(pictures,o) in enumerate(zip(maps, rows.itertuples())):
         column = axs[i//5*per_image:,i%5]
-        column[0].set_title(prediction_caption(o), fontsize=9, parse_math=False)
+        caption = '\n'.join(prediction_caption(o).rsplit(' ', 1)) # the columns are narrow
+        column[0].set_title(caption, fontsize=9, parse_math=False)
         for ax,picture in zip(column, pictures):
             if picture is not None: ax.imshow(picture)
     cam_colorbar(axs)
