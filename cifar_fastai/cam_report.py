@@ -152,13 +152,12 @@ def road(
     x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
     maps:Tensor, # Importance of each pixel, [N, H, W]
     target:Tensor, # Class of each map [N]
-    fractions:tuple=(.1,.3,.5,.7,.9), # Fractions of the pixels that are removed
-    noise:float=.01 # As for `impute`
+    fractions:tuple=(.1,.3,.5,.7,.9) # Fractions of the pixels that are removed
 ) -> Tensor: # [N], -0.5 to 0.5; 0 is expected for a random map
     "Return half the mean difference in probability between removing the least and the most important pixels"
     n_pixels = maps[0].numel()
     rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view_as(maps)
-    def prob(missing): return model(impute(x, missing, noise)).float().softmax(1).gather(1, target[:,None])[:,0]
+    def prob(missing): return model(impute(x, missing)).float().softmax(1).gather(1, target[:,None])[:,0]
     with eval_mode(model):
         gains = [prob(rank>=n_pixels-round(o*n_pixels))-prob(rank<round(o*n_pixels)) for o in fractions]
     return torch.stack(gains).mean(0)/2
@@ -204,15 +203,14 @@ def map_scores(
     x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
     maps:Tensor, # Maps [N, H, W]
     target:Tensor, # Class of each map [N]
-    inside:Tensor|None=None, # Masks [N, H, W], 1 in the box of the object, else 0
-    steps:int=8 # Number of steps of deletion and insertion
+    inside:Tensor|None=None # Masks [N, H, W], 1 in the box of the object, else 0
 ) -> dict: # Metrics, each with its values [N]
-    "Return pointing game and energy if there are boxes, the areas under deletion and insertion curves, and ROAD"
+    "Return pointing game and energy if there are boxes, the areas under curves of eight steps, and ROAD"
     scores = {}
     if inside is not None: scores['pointing game'],scores['energy'] = pointing(maps, inside)
     for name,baseline in {'mean colour': 0., 'blur': gaussian_blur(x, 11, 5.)}.items():
         for f in (deletion,insertion):
-            scores[f'{f.__name__}, {name}'] = torch.trapezoid(f(model, x, maps, target, steps, baseline), dx=1/steps)
+            scores[f'{f.__name__}, {name}'] = torch.trapezoid(f(model, x, maps, target, 8, baseline), dx=1/8)
     scores['ROAD'] = road(model, x, maps, target)
     return {k: v.cpu() for k,v in scores.items()}
 
@@ -276,7 +274,7 @@ class CamReport:
 
     def plot(self) -> plt.Figure:
         "Plot the scores of all maps, and the similarity of maps by randomised layer, with 95 % confidence intervals"
-        fig,(left,right) = plt.subplots(1, 2, figsize=(7,4.6), width_ratios=(3,2), layout='constrained')
+        fig,(left,right) = plt.subplots(1, 2, figsize=(6.44,4.4), width_ratios=(3,2), layout='constrained')
         for i,(name,o) in enumerate(self.scores.groupby('map', sort=False)):
             y = np.arange(len(o))+.18*(i-1.5)
             left.errorbar(o['mean'], y, xerr=o.high-o['mean'], fmt='osD^'[i], ms=4, color=okabe_ito[i], label=name)

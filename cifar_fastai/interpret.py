@@ -101,7 +101,6 @@ def has_labels(
 
 # %% ../nbs/21_interpret.ipynb #e7fb5959
 def _log(p): return np.log(np.maximum(p, np.finfo(np.float32).tiny))
-def _nll(p): return -_log(p)
 
 def predictions_table(
     files, # Image files
@@ -118,7 +117,7 @@ def predictions_table(
     columns.update(predicted=named(probs.argmax(1)), p_predicted=probs.max(1))
     if targs is not None:
         p_true = probs[np.arange(len(probs)),targs]
-        columns.update(p_true=p_true, loss=_nll(p_true) if losses is None else losses)
+        columns.update(p_true=p_true, loss=-_log(p_true) if losses is None else losses)
     return pd.DataFrame(dict(columns, probs=list(probs)), index=index)
 
 # %% ../nbs/21_interpret.ipynb #d2216a28
@@ -213,7 +212,7 @@ def plot_misclassified(
     df = misclassified(learn, dl)
     shown = df[:n]
     rows = math.ceil(len(shown)/5)
-    fig = plt.figure(figsize=(8,1.7*rows+.4), layout='constrained')
+    fig = plt.figure(figsize=(6.44,1.6*rows+.3), layout='constrained')
     title = f'{len(shown)} of {len(df):,} {what}, most confident first' if len(df) else f'no {what}'
     fig.suptitle(title, fontsize=10)
     if not rows: return fig
@@ -251,9 +250,9 @@ def plot_confusion(
     diagonal = (counts.index.values[:,None]==counts.columns.values)|np.isnan(share)
     largest = share[~diagonal].max(initial=0) or 1.
     k = len(counts)
-    side = min(.5*k, 12.5)
+    side = min(.47*k, 12) # room for a number in each cell
     fig,ax = plt.subplots(figsize=(side+1.7,side+1.2), layout='constrained')
-    im = ax.imshow(np.where(diagonal, np.nan, share), cmap='Blues', vmin=0, vmax=largest)
+    im = ax.imshow(np.where(diagonal, np.nan, share), cmap='Blues', vmin=0, vmax=largest) # fastai's; 0 is white
     ax.set_facecolor('0.9')
     text = dict(fontsize=9, parse_math=False) # class names may contain a $
     ax.set_xticks(range(k), counts.columns, rotation=45, ha='right', rotation_mode='anchor', **text)
@@ -329,18 +328,19 @@ def plot_maps(
     "Plot images with their class activation maps for the predicted class and, for mistakes, the true class"
     rows = rows[:n]
     maps = class_maps(learn, rows, layer=layer, method=method, reshape=reshape)
-    if not maps: return plt.figure(figsize=(8,.4)).suptitle('no images', fontsize=10).figure
-    labels = ['', 'map for the\npredicted class', 'map for the\ntrue class']
+    if not maps: return plt.figure(figsize=(6.44,.4)).suptitle('no images', fontsize=10).figure
+    labels = ['', 'map for\npredicted\nclass', 'map for\ntrue\nclass']
     if all(true is None for *_,true in maps): labels.pop()
     per_image,blocks = len(labels),math.ceil(len(maps)/5)
-    size = 8,blocks*(1.4*per_image+.5)
+    size = 6.44,blocks*(per_image+.6)
     fig,axs = plt.subplots(per_image*blocks, 5, figsize=size, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for ax,label in zip(axs[:,0], labels*blocks):
         ax.text(-.06, .5, label, transform=ax.transAxes, ha='right', va='center', fontsize=9)
     for i,(pictures,o) in enumerate(zip(maps, rows.itertuples())):
         column = axs[i//5*per_image:,i%5]
-        column[0].set_title(prediction_caption(o), fontsize=9, parse_math=False)
+        caption = '\n'.join(prediction_caption(o).rsplit(' ', 1)) # the columns are narrow
+        column[0].set_title(caption, fontsize=9, parse_math=False)
         for ax,picture in zip(column, pictures):
             if picture is not None: ax.imshow(picture)
     cam_colorbar(axs)
@@ -379,7 +379,7 @@ def calibration(
     brier = (_all_probs(df)**2).sum(1)-2*p_true+1
     return pd.Series(dict(accuracy=(df.true==df.predicted).mean(), confidence=df.p_predicted.astype(float).mean(),
                           ece=np.average(gap, weights=curve.images), mce=gap.max(), brier=brier.mean(),
-                          nll=_nll(p_true).mean()))
+                          nll=-_log(p_true).mean()))
 
 # %% ../nbs/21_interpret.ipynb #e16e73f8
 def plot_calibration(
@@ -390,25 +390,25 @@ def plot_calibration(
     "Plot a reliability diagram with 95 % intervals, titled with calibration error and negative log-likelihood"
     named = learn if isinstance(learn, dict) else {'': learn}
     tables = {k: _labelled('plot_calibration', o, dl) for k,o in named.items()}
-    width = max(5, 3.4*len(tables)+.6)
-    fig,axs = plt.subplots(2, len(tables), figsize=(width,4.7), height_ratios=(3,1), sharex=True, sharey='row',
+    grey = okabe_ito[-1] # readable on a light and on a dark page
+    fig,axs = plt.subplots(2, len(tables), figsize=(6.44,4.7), height_ratios=(3,1), sharex=True, sharey='row',
                            squeeze=False, layout='constrained')
     for (name,df),(top,below) in zip(tables.items(), axs.T):
         curve = calibration_curve(df, bins=bins)
         scores = calibration(df, bins=bins)
-        bar = dict(x=curve.low, width=1/bins, align='edge')
-        top.bar(height=curve.accuracy, color=okabe_ito[4], edgecolor='white', label='accuracy', **bar)
+        bar = dict(x=curve.low, width=.95/bins, align='edge')
+        top.bar(height=curve.accuracy, color=okabe_ito[4], label='accuracy', **bar)
         top.bar(height=curve.confidence-curve.accuracy, bottom=curve.accuracy, facecolor='none', edgecolor=okabe_ito[1],
                 hatch='////', label='gap to the mean confidence', **bar)
         n_right = (curve.accuracy*curve.images).round().astype(int)
         interval = [binomtest(k, n).proportion_ci(method='wilson') for k,n in zip(n_right, curve.images)]
         middle,low,high = (curve.low+curve.high)/2,[o.low for o in interval],[o.high for o in interval]
-        top.vlines(middle, low, high, color='black', lw=1, label='95 % interval')
-        top.plot([0,1], [0,1], color='black', lw=1, ls='--', label='calibrated')
+        top.vlines(middle, low, high, color=grey, lw=1, label='95 % interval')
+        top.plot([0,1], [0,1], color=grey, lw=1, ls='--', label='calibrated')
         title = f'ECE {scores.ece:.3f}, NLL {scores.nll:.3f}'
         top.set_title(f'{name}\n{title}' if name else title, fontsize=9, parse_math=False)
         top.set(xlim=(0,1), ylim=(0,1))
-        below.bar(height=curve.images, color='grey', edgecolor='white', **bar)
+        below.bar(height=curve.images, color=grey, **bar)
         below.set(xlabel='confidence', yscale='log')
     axs[0,0].set_ylabel('accuracy')
     axs[1,0].set_ylabel('images')

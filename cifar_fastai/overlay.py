@@ -39,7 +39,7 @@ def cam_colorbar(
     "Draw the colour bar of class activation maps, with a line where `draw_overlay` draws the contour"
     fig = np.ravel(axs)[0].figure
     bar = fig.colorbar(ScalarMappable(plt.Normalize(0, 1), cam_cmap), ax=axs, aspect=30)
-    bar.set_label('weight for the class, scaled in each map', fontsize=9)
+    bar.set_label('weight for the class,\nscaled in each map', fontsize=9)
     bar.ax.axhline(.5, color='w', linewidth=.8)
 
 # %% ../nbs/20_overlay.ipynb #65b6244a
@@ -69,7 +69,8 @@ def plot_cams(
     names = range(probs.shape[1]) if vocab is None else vocab
     per = 2 if side_by_side else 1 # axes of each map
     cols = 1+per*len(maps)
-    fig,axs = plt.subplots(len(x), cols, figsize=(1.25*cols+1.65,1.25*len(x)+.4), squeeze=False, layout='constrained')
+    side = min(1.25, 4.7/cols)
+    fig,axs = plt.subplots(len(x), cols, figsize=(side*cols+1.74,side*len(x)+.4), squeeze=False, layout='constrained')
     for i,(row,img,c) in enumerate(zip(axs, map(np.asarray, images), classes.tolist())):
         label = f'{names[c]} {probs[i,c]:.0%}'
         if true is not None and c!=int(true[i]): label += f'\ntrue: {names[int(true[i])]}'

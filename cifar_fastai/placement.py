@@ -39,7 +39,7 @@ def _common(coords, axes):
 def _pair(o): return list(o)*(2//len(o)) if is_listy(o) else [o,o]
 
 def _position(name, args, out):
-    "Return the function from (axis, output indices) to the centres of the windows in the input"
+    "Return a function of an axis and output indices: the positions of their windows' centres in the input"
     x = args[0]
     n,to = x.shape[-2:],out.shape[-2:]
     if name=='convolution':
@@ -53,7 +53,8 @@ def _position(name, args, out):
         padding = _pair(args[3]) if len(args)>3 else [0,0]
         dilation = _pair(args[4]) if len(args)>4 and name!='avg_pool2d' else [1,1]
         return lambda i,o: o*stride[i]-padding[i]+dilation[i]*(kernel[i]-1)/2
-    if 'adaptive' in name: return lambda i,o: (o*n[i]//to[i]-(-(o+1)*n[i]//to[i])-1)/2
+    if 'adaptive' in name: # the windows are from floor(o*n/to) to ceil((o+1)*n/to)
+        return lambda i,o: (o*n[i]//to[i]-(-(o+1)*n[i]//to[i])-1)/2
     if ('linear' in name or 'cubic' in name) and args[2] is True: return lambda i,o: o*(n[i]-1)/max(1, to[i]-1)
     return lambda i,o: (o+.5)*n[i]/to[i]-.5
 
@@ -100,14 +101,14 @@ class CellCentres(TorchDispatchMode):
 
     def _follow(self, func, args, outs, i):
         "Return row (`i` is 0) or column coordinates of the results of an operation, or of the first one"
-        name,x,out = func.overloadpacket.__name__,args[0],outs[0]
-        if name in ('view','_unsafe_view','reshape'): return [self._get(x, i).reshape(out.shape)]
+        name,x,out = func.overloadpacket.__name__.lstrip('_'),args[0],outs[0]
+        if name in ('view','unsafe_view','reshape'): return [self._get(x, i).reshape(out.shape)]
         if name in _moves:
             rest = [_on_cpu(o) for o in args[1:]]
             moved = func([self._get(o, i) for o in x] if is_listy(x) else self._get(x, i), *rest)
             return moved if is_listy(moved) else [moved]
-        if name=='convolution' or name.lstrip('_').startswith(('max_pool2d','avg_pool2d','adaptive','upsample')):
-            position,res = _position(name.lstrip('_'), args, out),self._get(x, i).nanmean(-3, keepdim=True)
+        if name=='convolution' or name.startswith(('max_pool2d','avg_pool2d','adaptive','upsample')):
+            position,res = _position(name, args, out),self._get(x, i).nanmean(-3, keepdim=True)
             for axis in (-2,-1): res = _at(res, res.ndim+axis, position(axis, _indices(out.shape[axis])))
             return [res.expand(out.shape)]
         if name.endswith(('_pad_nd','_pad2d')):
@@ -116,7 +117,7 @@ class CellCentres(TorchDispatchMode):
                 axis = x.ndim-1-j
                 res = _at(res, axis, _indices(out.shape[axis])-left)
             return [res]
-        if name in ('mm','addmm','bmm','baddbmm'): # patches that are merged have neighbouring cells as channels
+        if name in ('mm','addmm','bmm','baddbmm'): # the channels of merged patches are neighbouring cells
             left,right = (self._get(o, i) for o in args[-2:])
             operands = [left.nanmean(-1, keepdim=True),right.nanmean(-2, keepdim=True)]
         else: operands = [self.coords[o][i] for o in args if isinstance(o, Tensor) and o in self.coords]

@@ -30,15 +30,15 @@ def head_splitter(
 ) -> L: # Trainable parameters of the body, and of the head
     "Split the parameters into body and head, the last child with parameters, for `freeze`, `fine_tune` and `slice(lr)`"
     children = [o for o in model.children() if trainable_params(o)]
-    head = trainable_params(children[-1]) if len(children)>1 else []
-    in_head = {id(p) for p in head}
-    body = [p for p in trainable_params(model) if id(p) not in in_head]
-    return L(body, head) if head else L([body])
+    if len(children)<2: return L([trainable_params(model)])
+    head = trainable_params(children[-1])
+    in_head = set(head)
+    return L([p for p in trainable_params(model) if p not in in_head], head)
 
 def cifar_learner(
     dls:DataLoaders, # Images, as from `image_dls`
     model='davidnet', # A module, or what `create_network` takes: a name, 'timm:NAME', a function of torchvision
-    loss_func=None, # None is that of `dls`, cross-entropy for `image_dls`
+    loss_func=None, # None is the loss of `dls`, cross-entropy for `image_dls`
     opt_func=None, # None is SGD with Nesterov momentum 0.9 and weight decay 5e-4
     lr:float=.05, # Default learning rate of `fit`
     splitter=None, # Function from the model to parameter groups; None is `head_splitter`
@@ -50,7 +50,7 @@ def cifar_learner(
 ) -> Learner: # With a `History` at `learn.history`
     """Return a `Learner` for small images, with callbacks that speed up training and stop it at a non-finite loss
 
-    A run that is resumed, and `save_model`, need a model with a `network_name`; for any other, use `learn.export`.
+    Resuming a run and `save_model` need a model with a `network_name`. Use `learn.export` for other models.
     Raise `ValueError` for an unknown model."""
     if not isinstance(model, nn.Module): model = create_network(model, dls.c, **(model_args or {}))
     callbacks = [FastEvents(),History(),TerminateOnNonFinite(),DeferredMetrics(),MallocTuning()]
@@ -125,7 +125,11 @@ class Recipe:
         for nm,low in dict(epochs=1, bs=1, seed=0).items():
             check(isinstance(getattr(self,nm), int) and getattr(self,nm)>=low, nm, f'an integer of at least {low}')
         for nm in ('l1','wd'): check(isinstance(getattr(self,nm), Number) and getattr(self,nm)>=0, nm, 'at least 0')
-        check(isinstance(self.mom, Number) and 0<=self.mom<1, 'mom', 'from 0 to below 1')
+        for nm in ('mom','label_smoothing'):
+            check(isinstance(getattr(self,nm), Number) and 0<=getattr(self,nm)<1, nm, 'from 0 to below 1')
+        names = dict(opt=('sgd','adam','muon'), precision=('auto','fp32','fp16','bf16'), compile=(False,True,'graphs'),
+                     balance=(None,'weights','sampler'), l1_form=('sum','mean'))
+        for nm,valid in names.items(): check(getattr(self,nm) in valid, nm, f'one of {valid}')
         check(isinstance(self.policy, Policy), 'policy', 'a Policy')
         check(hasattr(self.schedule, 'lrs'), 'schedule', 'a schedule such as OneCycle(.1)')
         lrs = self.schedule.lrs(self.epochs, 2)
@@ -133,17 +137,11 @@ class Recipe:
               'a finite learning rate of at least 0 for each step, above 0 for some')
         valid = self.valid=='test' or isinstance(self.valid, float) and 0<self.valid<1
         check(valid, 'valid', "'test' or a fraction such as 0.1")
-        check(self.balance in (None,'weights','sampler'), 'balance', "'weights', 'sampler' or None")
-        check(self.l1_form in ('sum','mean'), 'l1_form', "'sum' or 'mean'")
-        check(self.precision in ('auto','fp32','fp16','bf16'), 'precision', "'auto', 'fp32', 'fp16' or 'bf16'")
-        check(0<=self.label_smoothing<1, 'label_smoothing', 'a fraction, from 0 to below 1')
         resize = self.progressive_resize
         check(resize is None or len(resize)==2 and all(0<o<=1 for o in resize), 'progressive_resize',
               'two fractions above 0, at most 1, such as (.625,.6), or None')
         if self.weight_average: WeightAverage(*self.weight_average)
         check(0<=self.tta_threshold<=1, 'tta_threshold', 'a probability from 0 to 1')
-        check(self.compile in (False,True,'graphs'), 'compile', "False, True or 'graphs'")
-        check(self.opt in ('sgd','adam','muon'), 'opt', "'sgd', 'adam' or 'muon'")
 
     def but(self, **changes) -> Recipe:
         """Return a copy with some fields changed
@@ -166,13 +164,13 @@ class Recipe:
         """Return the recipe that `to_dict` wrote, in this version or in 0.1.0
 
         Raise `ValueError` for fields, models or schedules that do not exist."""
-        def tuples(o): return tuple(map(tuples, o)) if isinstance(o, list) else o
+        def as_tuple(o): return tuple(map(as_tuple, o)) if isinstance(o, list) else o
+        def tuples(d): return {k: as_tuple(v) for k,v in d.items()} # JSON has lists instead
         try:
-            d = {k: tuples(v) for k,v in current_names(d).items()}
-            schedule = {k: tuples(v) for k,v in d['schedule'].items()}
+            d = tuples(current_names(d))
+            schedule = tuples(d['schedule'])
             kind = look_up('schedule', schedule.pop('kind'), schedules)
-            policy = Policy(**{k: tuples(v) for k,v in d['policy'].items()})
-            return cls(**{**d, 'schedule': kind(**schedule), 'policy': policy})
+            return cls(**{**d, 'schedule': kind(**schedule), 'policy': Policy(**tuples(d['policy']))})
         except (TypeError,KeyError) as e:
             raise ValueError(f'Recipe: not a valid recipe, or from an incompatible version: {e}') from None
 
@@ -248,8 +246,8 @@ for nm,changes in dict(layernorm_resnet18=dict(_modern_resnet, schedule=OneCycle
                        attention=_modern_attention, resnet18=_modern_resnet).items():
     _add(recipes[nm].but(name=f'{nm}_modern', source=f'{nm} with current practice', **changes))
 
-# For other data sets, none measured here yet. Each `source` has the
-# published figures and their protocol, and what differs. Values that were not published are standard ones, not tuned.
+# For other data sets, not trained here yet. Each `source` has the published figures and their protocol, and what
+# differs. Values that were not published are standard ones, not tuned.
 _add(Recipe('fashion_mnist', data='fashion_mnist', model='resnet18', model_args=dict(width=32),
     policy=Policy(pad=1, flip=.5), epochs=5, bs=1024, opt='adam', schedule=OneCycle(.01), reference_accuracy=.934,
     source='J. Howard, fast.ai, miniai (2022): 93.4% in 5 epochs, 94.3% in 20, 94.9% in 50, on the test set. Batch '
@@ -344,8 +342,7 @@ def learner(self:Recipe,
     kwargs['cbs'] = cbs+L(kwargs.get('cbs'))
     learn = cifar_learner(dls, model, **(own|kwargs))
     learn.recipe,precision = self,self.precision_on(dls.device)
-    if precision=='fp32': return learn
-    return learn.to_fp16() if precision=='fp16' else learn.to_bf16()
+    return learn if precision=='fp32' else getattr(learn, f'to_{precision}')()
 
 def fit_schedule(
     learn:Learner, # Learner
@@ -370,6 +367,6 @@ def fit(self:Recipe,
 ) -> Learner: # The same learner
     "Train for all epochs of the recipe with its schedule"
     n = len(learn.dls.train)
-    if isinstance(self.schedule, Plateau): schedule = PlateauLR(self.schedule)
-    else: schedule = ScheduleLR(self.lrs(n), self.schedule.moms(self.epochs, n))
-    return fit_schedule(learn, self.epochs, self.lrs(n), [schedule]+L(cbs))
+    lrs,moms = self.lrs(n),self.schedule.moms(self.epochs, n)
+    schedule = PlateauLR(self.schedule) if isinstance(self.schedule, Plateau) else ScheduleLR(lrs, moms)
+    return fit_schedule(learn, self.epochs, lrs, [schedule]+L(cbs))
