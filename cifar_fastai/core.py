@@ -286,7 +286,8 @@ okabe_ito = ['#0072B2','#D55E00','#009E73','#CC79A7','#56B4E9','#E69F00','#80808
 
 def figure_style() -> ExitStack: # As a context manager, it restores the style at the end of the block
     "Set the style of figures: 644 pixels wide, text of at least 9 points, readable on a light and on a dark page"
-    from matplotlib import rcParams # slow to import
+    from fastai.data.transforms import Category # slow to import
+    from matplotlib import rcParams
     style = {'figure.figsize': (6.44,2.8), 'figure.dpi': 100, 'figure.constrained_layout.use': True,
              'font.size': 10, 'axes.titlesize': 10, 'figure.titlesize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
              'legend.fontsize': 9, 'legend.frameon': False, 'axes.spines.top': False, 'axes.spines.right': False,
@@ -297,6 +298,8 @@ def figure_style() -> ExitStack: # As a context manager, it restores the style a
     restore = ExitStack()
     restore.callback(rcParams.update, {k: rcParams[k] for k in style})
     rcParams.update(style)
+    restore.callback(setattr, Category, '_show_args', Category._show_args)
+    Category._show_args = {**Category._show_args, 'color': '#808080'} # the titles of `show_batch`, else black
     return restore
 
 def label_ends(
