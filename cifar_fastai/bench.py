@@ -166,7 +166,7 @@ class BareLoop:
 
 # %% ../nbs/32_bench.ipynb #313ce107
 def _stock_learner(recipe, path, device):
-    "The recipe as stock fastai trains it: item engine, fastai's optimizer, fastai's `MixedPrecision`"
+    "Return a learner for the recipe as in stock fastai: item engine, fastai's optimizer, fastai's `MixedPrecision`"
     dls = recipe.dls(path, engine='item', device=device)
     cbs = [fp16.MixedPrecision()]
     if recipe.l1: cbs.append(L1Penalty(recipe.l1, recipe.l1_form))

@@ -47,9 +47,7 @@ def script_training(
 
 # %% ../nbs/34_script.ipynb #7880e987
 def _n_needed(difference, a, b):
-    """Return how many trainings of each it takes to find a difference of means in four of five experiments
-
-    a and b are the variances."""
+    "Return how many trainings of each find a difference of means in four of five experiments; a and b are variances"
     n = max(2, math.ceil((norm.ppf(.975)+norm.ppf(.8))**2*(a+b)/difference**2)) # enough if the variances were known
     def reached(n):
         df = (n-1)*(a+b)**2/(a**2+b**2)
