@@ -12,24 +12,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from fastcore.script import call_parse,store_true
-from .core import exit_with,look_up
+from .core import look_up
+from .cli import check_options,command
 from .heatmap import inferno,overlay_map
 from .predict import Predictor,PredictError,pixels
-
-if not sys.stdout.isatty(): os.environ.setdefault('COLUMNS', '80') # as in `cli`, for --help
 
 # %% auto #0
 __all__ = ['explain', 'page_app', 'cifar_app']
 
 # %% ../nbs/39_app.ipynb #6abe6ff5
 _formats = ('PNG','JPEG','GIF','WEBP','BMP','TIFF','PPM')
-_max_pixels,_max_side = 25_000_000,1024
+_max_pixels = 25_000_000 # each takes 3 to 20 bytes when it is decoded
+_max_side = 1024
 _mb = 2**20 # bytes, as in Gradio's messages
 
 def _read_upload(
     path, # Image file
-    max_mb:float=10., # Largest file, in MB of 2**20 bytes
-    max_pixels:int=_max_pixels # Most pixels, each of which takes 3 to 20 bytes when it is decoded
+    max_mb:float=10. # Largest file, in MB of 2**20 bytes
 ) -> tuple: # uint8 pixels [H, W, 3], at most 1024 on the longer side; and a note on the pages that were left out, or ''
     "Decode an uploaded image. Raise `PredictError`, with a message of one line, if it is invalid or too large"
     file = Path(path)
@@ -37,22 +36,19 @@ def _read_upload(
     try: mb = file.stat().st_size/_mb
     except OSError: raise error('the file is missing. Upload it again') from None
     if mb>max_mb: raise error(f'{mb:.1f} MB, and the limit is {max_mb:g} MB. Reduce its size')
-    too_large = f'the limit is {max_pixels:,} pixels. Reduce its size'
+    too_large = f'the limit is {_max_pixels:,} pixels. Reduce its size'
     try:
         with Image.open(file, formats=_formats) as im:
             width,height = im.size
             pages = im.format!='MPO' and getattr(im, 'is_animated', False) # an MPO is a JPEG with previews
-            res = pixels(im) if width*height<=max_pixels else None
-    except PredictError: raise error('not a readable image. It may be damaged') from None
+            res = pixels(im) if width*height<=_max_pixels else None
     except (Image.DecompressionBombError,MemoryError): raise error(too_large) from None
     except Exception: # decoders raise all kinds
-        raise error('not a readable image. Supported are PNG, JPEG, GIF, WebP, BMP, TIFF and PPM') from None
+        raise error('not a readable image. It is damaged, or not PNG, JPEG, GIF, WebP, BMP, TIFF or PPM') from None
     if res is None: raise error(f'{width}x{height} pixels, and {too_large}')
-    side = max(res.shape[:2])
-    if side>_max_side:
-        small = [max(1, round(o*_max_side/side)) for o in res.shape[1::-1]]
-        res = np.asarray(Image.fromarray(res).resize(small, Image.BILINEAR))
-    return res,f'{file.name} is animated or has several pages: this is the first one.' if pages else ''
+    small = Image.fromarray(res)
+    small.thumbnail((_max_side,_max_side), Image.BILINEAR) # only if it is larger
+    return np.array(small),f'{file.name} is animated or has several pages: this is the first one.' if pages else ''
 
 # %% ../nbs/39_app.ipynb #d1720cb0
 def explain(
@@ -77,8 +73,10 @@ def explain(
     if not predictor.layers: return res
     look_up('method', method, predictor.methods)
     look_up('layer', layer, predictor.layers)
-    args = () if (layer,method)==('last','gradcam') else (None if layer=='last' else layer, method)
-    m = predictor.cam(image, target, *args).astype(np.float32)
+    other = {} # an ONNX file has no other map than the default
+    if layer!='last': other['layer'] = layer
+    if method!='gradcam': other['method'] = method
+    m = predictor.cam(image, target, **other).astype(np.float32)
     m = np.asarray(Image.fromarray(m).resize((side,side), Image.BILINEAR)).clip(0,1)
     colours = Image.fromarray(inferno(m).round().astype(np.uint8))
     return {**res, 'map': colours, 'overlay': Image.fromarray(overlay_map(np.asarray(picture), m, contour=True))}
@@ -148,7 +146,7 @@ def _gradio():
         import gradio
         return gradio
     except ImportError as e:
-        raise ImportError(f"cifar_app needs the package {e.name or 'gradio'} of the extra app. "
+        raise ImportError(f"the page needs the package {e.name or 'gradio'} of the extra app. "
                           "In a clone of the library: pip install -e '.[app]'") from None
 
 _policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -300,14 +298,12 @@ def _predictors(models, runs='runs'):
 def _serve(app, host, port, browser=False):
     "Serve an application until it is stopped"
     import uvicorn
-    sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
-    if sys.platform!='win32': # on Windows, two servers could share a port
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host,port))
-        sock.listen() # requests wait until the server is ready
+    v6 = ':' in host
+    try: # requests wait until the server is ready
+        sock = socket.create_server((host,port), family=socket.AF_INET6 if v6 else socket.AF_INET,
+                                    dualstack_ipv6=v6 and socket.has_dualstack_ipv6())
     except (OSError,OverflowError) as e:
-        reason = str(getattr(e, 'strerror', None) or e).rstrip('.')
+        reason = str(getattr(e, 'strerror', None) or e).partition(' (while')[0].rstrip('.')
         raise ValueError(f'{host}, port {port}: {reason}. Choose another --port, or 0 for any free one') from None
     url = f'http://{_bracketed(host)}:{sock.getsockname()[1]}'
     print(f'{url}   (Ctrl-C stops it)', flush=True)
@@ -319,6 +315,7 @@ def _bracketed(host): return f'[{host}]' if ':' in host else host
 
 # %% ../nbs/39_app.ipynb #cdeb62b5
 @call_parse
+@command
 def cifar_app(
     *model:str, # Saved models, runs, released models, or exported files such as ONNX; speednet-94 if none is given
     port:int=7860, # Port; 0 takes a free one
@@ -329,17 +326,12 @@ def cifar_app(
     browser:store_true=False, # Open the page in the browser
 ):
     "Start a web page to try models on: drop an image, see the predicted classes and where the network looks"
-    try:
-        for k,v,least in (('max-mb',max_mb,.001),('queue',queue,1),('port',port,0)):
-            if not v>=least: raise ValueError(f'--{k} {v}: expected at least {least}')
-        predictors = _predictors(model, runs)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *args: sys.exit(143)) # so that the folder is removed
-        any_host = host in ('0.0.0.0','::')
-        hosts = None if any_host else [_bracketed(host),'localhost','127.0.0.1','[::1]']
-        with tempfile.TemporaryDirectory(prefix='cifar_app') as d:
-            os.environ['GRADIO_TEMP_DIR'] = d # all uploads
-            _serve(page_app(predictors, max_mb, queue, hosts), host, port, browser)
-    except (ValueError,OSError,ImportError) as e:
-        exit_with(str(e) if str(e).startswith('cifar_app') else f'cifar_app: {e}')
-    except KeyboardInterrupt: exit_with('\nStopped', 130)
+    check_options(max_mb=max_mb, queue=queue, port=port)
+    predictors = _predictors(model, runs)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *args: sys.exit(143)) # so that the folder is removed
+    any_host = host in ('0.0.0.0','::')
+    hosts = None if any_host else [_bracketed(host),'localhost','127.0.0.1','[::1]']
+    with tempfile.TemporaryDirectory(prefix='cifar_app') as d:
+        os.environ['GRADIO_TEMP_DIR'] = d # all uploads
+        _serve(page_app(predictors, max_mb, queue, hosts), host, port, browser)

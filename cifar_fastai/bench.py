@@ -92,15 +92,14 @@ def compare_speed(
 
 # %% ../nbs/32_bench.ipynb #247cd088
 def mean_interval(
-    values, # Repeated measurements
-    level:float=.95 # Confidence level
+    values # Repeated measurements
 ) -> dict: # n, mean, sd, low, high, median
-    "Return mean, standard deviation, median, and the confidence interval of the mean; NaN for what one value lacks"
+    "Return mean, standard deviation, median, and the 95 % confidence interval of the mean, NaN for a single value"
     x = np.asarray(values, float)
     if not len(x): raise ValueError('mean_interval: no values')
     n,mean = len(x),float(x.mean())
     sd = float(x.std(ddof=1)) if n>1 else math.nan
-    half = float(student_t.ppf((1+level)/2, n-1))*sd/n**.5
+    half = float(student_t.ppf(.975, n-1))*sd/n**.5
     return dict(n=n, mean=mean, sd=sd, low=mean-half, high=mean+half, median=float(np.median(x)))
 
 # %% ../nbs/32_bench.ipynb #79fc813d
@@ -167,7 +166,7 @@ class BareLoop:
 
 # %% ../nbs/32_bench.ipynb #313ce107
 def _stock_learner(recipe, path, device):
-    "The recipe as stock fastai trains it: item engine, fastai's optimizer, fastai's `MixedPrecision`"
+    "Return a learner for the recipe as in stock fastai: item engine, fastai's optimizer, fastai's `MixedPrecision`"
     dls = recipe.dls(path, engine='item', device=device)
     cbs = [fp16.MixedPrecision()]
     if recipe.l1: cbs.append(L1Penalty(recipe.l1, recipe.l1_form))
@@ -384,17 +383,15 @@ def _airbench_images(path, folder):
     return len(images.split('train'))
 
 def airbench_training(
-    path, # Folder of images
-    target:int=94 # Which of its trainings: 93, 94, 95 or 96
+    path # Folder of images
 ): # For `others` of `repeats`: a function of a seed that returns what `time_training` returns
     "Prepare airbench on the same images and the first GPU. Raise `ValueError` if there is no GPU or no airbench"
     if not torch.cuda.is_available(): raise ValueError('baseline airbench needs an NVIDIA GPU')
     if not importlib.util.find_spec('airbench'):
         raise ValueError("baseline airbench needs its package: pip install -e '.[bench]' in a clone of the library")
-    look_up('airbench training', target, [93,94,95,96])
     if num_distrib()>1: raise ValueError('baseline airbench uses one GPU: start cifar_bench without torchrun')
     with tuned_convolutions(): import airbench # the setting of cuDNN that it changes is restored
-    train,folder = getattr(airbench, f'train{target}'),tempfile.TemporaryDirectory()
+    train,folder = airbench.train94,tempfile.TemporaryDirectory()
     opt = sys.modules[train.__module__].hyp['opt']
     n_steps = math.ceil(_airbench_images(path, Path(folder.name)/'cifar10')//opt['batch_size']*opt['train_epochs'])
     def printed(f, **kwargs):
@@ -402,7 +399,7 @@ def airbench_training(
         out = io.StringIO()
         with working_directory(folder.name),tuned_convolutions(),contextlib.redirect_stdout(out): f(**kwargs)
         return out.getvalue()
-    printed(getattr(airbench, f'warmup{target}'))
+    printed(airbench.warmup94)
     def run(seed):
         torch.manual_seed(seed)
         with PeakMemory('cuda') as memory: df = _airbench_table(printed(train, run=seed))

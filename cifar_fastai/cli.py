@@ -43,7 +43,8 @@ _recipes = ['davidnet','speedrun','speedrun_cpu','speedrun96','layernorm_resnet1
             'layernorm_resnet18_modern','attention_modern','resnet18_modern','fashion_mnist','imagenette','imagewoof',
             'cifar100_resnet18','cifar100_speedrun']
 _choices = dict(engine=['batch','item'], part=['test','train'], format=['table','json','csv'])
-_least = dict(seeds=1, epochs=1, bs=1, n=1, rounds=1, steps=1, keep=1, top=1, seed=0, warmup=0, n_robust=0)
+_least = dict(seeds=1, epochs=1, bs=1, n=1, rounds=1, steps=1, keep=1, top=1, queue=1, seed=0, warmup=0, n_robust=0,
+              port=0, max_mb=.001)
 
 def check_folder_option(
     option:str, # Name of the option
@@ -157,17 +158,20 @@ def cifar_bench(
 @call_parse
 @command
 def cifar_explain(
-    run:str, # Folder of a run, or its name in the folder runs
+    # Folder of a run or its name in the folder runs, folder of a saved model, or name of a released model
+    run:str,
     # Folder of images, labelled if its folders are named after the classes (default: the validation set)
     images:str=None,
     data:str=None, # Images that the run was trained on, if their folder has moved: cifar10, digits, or a folder
-    out:str=None, # HTML file (default: explain.html or explain-<images>.html in the run's folder)
+    # HTML file (default: explain.html or explain-<images>.html in the run's folder; of a model,
+    # explain-<name>.html in the current folder)
+    out:str=None,
     n:int=12, # Images in each gallery, at most
     n_robust:int=500, # Images for the robustness to corruptions; 0 leaves it out
     seed:int=0, # Seed of the split for the temperature and of the corruptions
     device:str=None, # cuda, cpu or mps (default: the best available)
 ):
-    "Write a report of a run: mistakes, confusion, activation maps, calibration, robustness"
+    "Write a report of a run or a model: mistakes, confusion, activation maps, calibration, robustness"
     call('evaluation.explain', locals())
 
 # %% ../nbs/37_cli.ipynb #0aed7d15

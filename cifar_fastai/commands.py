@@ -215,19 +215,19 @@ def comparison_text(
     r:pd.Series, # Row of `paired_comparison`, or of `compare_trainings`
     form:str='+.2%', # Format of the difference
     each:str='seeds' # What is counted
-) -> str:
+) -> str: # Wrapped at the width of the terminal
     "Format a comparison: difference, confidence interval, and how many runs it takes if it is not distinguishable"
     result = 'not distinguishable' if r.low<=0<=r.high else 'different'
     if r.low<=0<=r.high and pd.notna(r.n_needed): result += f'; about {r.n_needed:.0f} {each} needed'
     interval = f'95 % CI {r.low:{form}} to {r.high:{form}}, {r.n:.0f} {each}'
-    return f'{name}: {r.difference:{form}} ({interval}): {result}'
+    text = f'{name}: {r.difference:{form}} ({interval}): {result}'
+    return textwrap.fill(text, text_width(), subsequent_indent=' '*4)
 
 def print_comparison(
     runs # `Run`s
 ):
     "Print the paired comparison of recipes trained with the same seeds"
-    for names,r in paired_comparison(runs).iterrows():
-        print(textwrap.fill(comparison_text(names, r), text_width(), subsequent_indent=' '*4))
+    for names,r in paired_comparison(runs).iterrows(): print(comparison_text(names, r))
 
 def _per_cent(mean, sd):
     if pd.isna(mean): return ''

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/evaluation.html.md"""
 
 # %% ../nbs/36_evaluation.ipynb #cd03cd3f
 from __future__ import annotations
-import importlib.util,os,tempfile,textwrap
+import importlib.util,os,tempfile
 from fastai.vision.all import *
 from .codec import image_files
 from .core import *
@@ -125,8 +125,7 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
         _print_measurements(bench_table(rows=rows)[['n','mean','sd','low','high']])
         for (names,quantity),o in compare_trainings(rows).iterrows():
             form = '+.2%' if quantity=='accuracy' else '+.2f'
-            text = comparison_text(f'{names}, {quantity}', o, form, 'trainings')
-            print(textwrap.fill(text, text_width(), subsequent_indent=' '*4))
+            print(comparison_text(f'{names}, {quantity}', o, form, 'trainings'))
         if error is None:
             ax = plot_times(curves)
             ax.set_title(f'{r.name} on {device_name(device)}')
@@ -137,14 +136,17 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
     if error: raise ValueError(f'{error_text(error)}. The table has the {len(done)} trainings before') from None
 
 # %% ../nbs/36_evaluation.ipynb #e1a547ec
-def _training_images(path):
-    "Return the folder of images that a run, or a saved model, was trained on"
-    folder,info = find_saved(path, 'runs')
-    if (folder/'run.json').is_file(): info = Run(folder).info
-    name,known = info.get('data'),{**{o: o for o in data_sets}, 'digits32': 'digits', 'cifar100_fine': 'cifar100'}
+def _find_model(model):
+    "Find a run or a saved model. Return its folder, and what is known about it"
+    folder,info = find_saved(model, 'runs')
+    return folder,Run(folder).info if (folder/'run.json').is_file() else info
+
+def _training_images(folder, info):
+    "Return the folder of images that a run or a saved model was trained on"
     if info.get('images') and Path(info['images']).is_dir(): return Path(info['images'])
-    if name in known: return data_path(known[name])
-    if name and Path(name).is_dir(): return Path(name)
+    name = info.get('data')
+    name = {'digits32': 'digits', 'cifar100_fine': 'cifar100'}.get(name, name) # folders of these data sets
+    if name in data_sets or name and Path(name).is_dir(): return data_path(name)
     reason = f'its training images, a folder {name!r}, are missing' if name else 'it does not name its training images'
     raise ValueError(f'{folder}: {reason}. Give their folder with --data')
 
@@ -152,22 +154,22 @@ def _report_unreadable(command, messages):
     "Exit with a line for each image that could not be read"
     if messages: exit_with('\n'.join(f'{command}: {o}' for o in messages))
 
-def _saved_learner(run, data, device):
-    dls = {k: v for k,v in run.info.get('dls', {}).items() if k in ('valid','seed')}
-    learn = saved_learner(run.path, data_path(data) if data else _training_images(run.path), device=device, **dls)
+def _saved_learner(folder, info, data, device):
+    dls = {k: v for k,v in info.get('dls', {}).items() if k in ('valid','seed')}
+    path = data_path(data) if data else _training_images(folder, info)
+    learn = saved_learner(folder, path, device=device, **dls)
     if not sys.stdout.isatty(): learn.remove_cbs(ProgressCallback)
     return learn
 
-def _about(learn, run, images, n_epochs):
+def _about(learn, images, n_epochs, state):
     which = 'its test images' if learn.recipe.valid=='test' else 'the images held out of its training set'
     if images: which = f'the images in the folder {Path(images).resolve().name}'
     epochs = '1 epoch' if n_epochs==1 else f'{n_epochs} epochs'
-    if run.state!='done': epochs += f', {run.state}'
+    if state!='done': epochs += f', {state}'
     return f'Recipe {learn.recipe.name}, {epochs}. Evaluated on {which}.'
 
-def _run_facts(run, history):
+def _run_facts(info, history):
     "Return date, seed, device, time and versions of a training; runs of earlier versions may lack some"
-    info = run.info
     facts = dict(started=info.get('started'), seed=info['recipe'].get('seed'), device=info.get('device_name'),
                  precision=info.get('precision'), commit=info.get('commit'), **info.get('versions', {}))
     if 'seconds' in history: facts['time'] = duration(history.seconds.sum())
@@ -179,27 +181,30 @@ def _are_unlike(learn, dl):
     return is_unlike(logits(dl), fit_rejection(logits(as_dl(learn))))
 
 def explain(run, images, data, out, n, n_robust, seed, device):
-    "Write a report of a run, see `cifar_explain`"
+    "Write a report of a run or a saved model, see `cifar_explain`"
     check_device(device)
-    run,unreadable = find_run(run),[]
-    learn = _saved_learner(run, data, device)
+    (folder,info),unreadable = _find_model(run),[]
+    learn = _saved_learner(folder, info, data, device)
     dl = folder_dl(learn, images, unreadable) if images else learn.dls.valid
-    default = f'explain-{Path(images).resolve().name}.html' if images else 'explain.html'
-    out = Path(out or run.path/default).expanduser()
+    is_run = 'state' in info
+    name = folder.resolve().name if is_run else info['name']
+    state = Run(folder).state if is_run else 'done'
+    target = folder/'explain' if is_run else Path(f'explain-{name}') # of a model in the current folder
+    if images: target = target.with_name(f'{target.name}-{Path(images).resolve().name}')
+    out = Path(out or f'{target}.html').expanduser()
     if out.is_dir(): out = out/'explain.html'
     check_writable('out', out)
-    name,history = run.path.resolve().name,pd.DataFrame()
-    if (run.path/'history.csv').exists(): history = run.history()
+    history = Run(folder).history() if (folder/'history.csv').is_file() else pd.DataFrame()
     print(f'{name}: {len(dl.dataset):,} images', flush=True)
     df = predictions(learn, dl)
     if images: df['unlike'] = _are_unlike(learn, dl)
     explain_page(learn, out, dl, history, f'{name}: what it gets right and wrong', df, n, n_robust, seed,
-                 _about(learn, run, images, len(history)), _run_facts(run, history))
+                 _about(learn, images, len(history) or learn.recipe.epochs, state), _run_facts(info, history))
     if 'true' in df:
         c = calibration(df)
         n_wrong = len(misclassified(df))
         print(f'accuracy {c.accuracy:.2%}, expected calibration error {c.ece:.3f}, {n_wrong:,} misclassified')
-        if run.state=='done' and not images and len(history) and abs(c.accuracy-history.valid_accuracy.iloc[-1])>.02:
+        if state=='done' and not images and len(history) and abs(c.accuracy-history.valid_accuracy.iloc[-1])>.02:
             print(f'At the end of its training the accuracy was {history.valid_accuracy.iloc[-1]:.2%}. '
                   'Are these the images that it was trained on? See --data')
     if images and df.unlike.any():
@@ -229,7 +234,7 @@ def labelled_files(
 
 def _test_images(model):
     "Return the folder of images that a model was trained on. Raise `ValueError` if it has no test set"
-    path = _training_images(model)
+    path = _training_images(*_find_model(model))
     if test_folder(path) or (path/'train').is_dir(): return path
     raise ValueError(f'{path}: this model was trained on part of these images, and there is no test folder. '
                      'Give the folder of the images with --data')

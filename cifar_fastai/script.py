@@ -46,18 +46,17 @@ def script_training(
     return run
 
 # %% ../nbs/34_script.ipynb #7880e987
-def _n_needed(difference, a, b, power):
-    "Return the number of trainings of each with which the test finds a difference of means; the variances are a and b"
-    n = max(2, math.ceil((norm.ppf(.975)+norm.ppf(power))**2*(a+b)/difference**2)) # enough if the variances were known
+def _n_needed(difference, a, b):
+    "Return how many trainings of each find a difference of means in four of five experiments; a and b are variances"
+    n = max(2, math.ceil((norm.ppf(.975)+norm.ppf(.8))**2*(a+b)/difference**2)) # enough if the variances were known
     def reached(n):
         df = (n-1)*(a+b)**2/(a**2+b**2)
         return nct.sf(student_t.ppf(.975, df), df, abs(difference)/((a+b)/n)**.5)
-    while reached(n)<power: n += 1
+    while reached(n)<.8: n += 1
     return n
 
 def compare_trainings(
-    rows:pd.DataFrame, # From `repeats`
-    power:float=.8 # Probability of finding the difference, for `n_needed`
+    rows:pd.DataFrame # From `repeats`
 ) -> pd.DataFrame: # By pair of learners and quantity: n, difference, low, high (95 % confidence interval), p, n_needed
     """Compare accuracy and seconds of each pair of learners by Welch's t-test
 
@@ -70,7 +69,7 @@ def compare_trainings(
             if not any(variances): continue
             test = ttest_ind(x[k], y[k], equal_var=False)
             low,high = test.confidence_interval()
-            needed = _n_needed(difference, *variances, power) if difference else None
+            needed = _n_needed(difference, *variances) if difference else None
             res[f'{a} - {b}',k] = dict(n=min(len(x), len(y)), difference=difference, low=low, high=high, p=test.pvalue,
                                        n_needed=needed)
     index = pd.MultiIndex.from_tuples(res, names=['learners','quantity'])

@@ -92,7 +92,7 @@ def module_lines():
     modules = [o for o in (root/'cifar_fastai').glob('*.py') if o.name!='_modidx.py']
     return {o.name: len(o.read_text(encoding='utf-8').splitlines()) for o in modules}
 
-def lessons(fns):
+def tested_symbols(fns):
     "Return the fraction of exported functions and classes that a cell with an assertion uses, and those that none does"
     cells = [(fn,c) for fn in fns for c in read(fn)['cells'] if c['cell_type']=='code']
     bodies = [ast.parse(source(c)).body for fn,c in cells if exported(c) and re.match(r'\d\d_', fn.name)]
@@ -116,7 +116,7 @@ if __name__=='__main__':
         scripts = [*(root/'cifar_fastai').glob('*.py'), *(root/'tools').glob('*.py'), root/'setup.py']
         found += [f'{o.relative_to(root)}: a line of over {max_columns} columns' for o in scripts
                   if o.name!='_modidx.py' and too_long(o.read_text(encoding='utf-8'))]
-        print(lessons(every))
+        print(tested_symbols(every))
         print(f'modules: {sum(sizes.values()):,} lines')
     print('\n'.join(found) or 'notebooks: all checks passed')
     sys.exit(bool(found))

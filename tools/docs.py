@@ -90,9 +90,10 @@ def write_network(folder, name='speednet-94'):
     (folder/'model.json').write_text(json.dumps(info))
 
 def try_it(pages):
-    "Add the script, the network and its runtime to the try-it page. Without npm, the page says what is missing"
+    "Add script, samples, network and its runtime to the try-it page. Without npm, the page says what is missing"
     folder = pages/'try_it'
     shutil.copytree(root/'nbs/try_it', folder, dirs_exist_ok=True)
+    for o in (root/'cifar_fastai/samples').glob('[a-z]*.png'): shutil.copy(o, folder) # not the digits
     if fetch_runtime(folder): write_network(folder)
     else: print(f'the try-it page has no network: npm is missing, or could not fetch {runtime}')
 

@@ -5,9 +5,10 @@
     python tools/measure.py --data imagenette128 --minutes 9 --out DIR     # the rows of another data set
     python tools/measure.py --quick --minutes 3 --out DIR                  # a rehearsal: tiny networks, digits
 
-Each training is a process of its own; several share the device. What is done is written out at once, and it stops in
-time. Started again with the same DIR, it does what is missing. DIR/pack is what to bring home: results.tar.gz (tables,
-summary, logs) and the weights of the lowest finished seed of each name, for `load_model`: `cat weights-*.tar | tar x`.
+Each training is a process of its own; several share the device. Each result is written as soon as it is measured, and
+all are packed before the time is up. Started again with the same DIR, it measures what is missing. DIR/pack has what to
+download: results.tar.gz (tables, summary, logs) and the weights of the lowest finished seed of each name, for
+`load_model`: `cat weights-*.tar | tar x`.
 """
 import time
 started = time.monotonic()
@@ -16,8 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent)) # the library of this tree
 from cifar_fastai.all import *
 from cifar_fastai.bench import *
-import argparse, contextlib, gzip, io, json, os, re, shutil, signal, statistics, subprocess, tarfile, threading
-import fastai, cifar_fastai
+import argparse, contextlib, gzip, io, json, os, re, shutil, signal, subprocess, tarfile, threading
 from dataclasses import dataclass, field, replace
 
 part_bytes = 15_000_000 # of an archive of weights
@@ -31,8 +31,8 @@ class Row:
     compiled: bool = False # By `Recipe.compile`, on CUDA
     weight: float = 1. # Share of one of the --jobs places
     kind: str = 'training' # 'repeats' and 'speed' are timed: nothing else runs on the device
-    process: subprocess.Popen = None # That measures it
-    sharing: int = 1 # The most trainings that ran at a time while this one did
+    process: subprocess.Popen = None # Process that measures it
+    sharing: int = 1 # Largest number of trainings that shared the device with it, itself included
     @property
     def key(self): return f'{self.name}-s{self.seeds[0]}'
     @property
@@ -91,11 +91,8 @@ def table(quick, data):
 
 def write(file, data):
     "Write a file atomically"
-    file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    side = file.with_name(f'.{file.name}.{os.getpid()}')
-    side.write_bytes(data if isinstance(data, bytes) else data.encode())
-    os.replace(side, file)
+    with atomic_file(file) as temporary: temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 def done_file(out, name, seed, suffix='.json'): return out/'done'/f'{name}-s{seed}{suffix}'
 
@@ -110,16 +107,16 @@ def child(a):
     dict(training=train, repeats=repeat, speed=speed)[row.kind](replace(row, seeds=parse_seeds(a.one[1])), a)
 
 def end_with(parent):
-    "Interrupt this process when the one that started it is gone"
+    "Interrupt this process when its parent is gone"
     while os.getppid()==parent: time.sleep(1)
     os.kill(os.getpid(), signal.SIGINT)
 
 def save_line(a, row, recipe, name, seed, **line):
-    "Write what was measured, with what it depends on: the last file of each measurement"
+    "Write a measurement with its conditions. It is the last file that a job writes"
     device = default_device()
-    versions = {o.__name__: o.__version__ for o in (torch, fastai, cifar_fastai)}
-    about = dict(data=a.data, device=device_name(device), precision=recipe.precision_on(device), versions=versions,
-                 commit=a.commit or git_commit(), date=time.strftime('%Y-%m-%d'), recipe=recipe.to_dict())
+    about = dict(data=a.data, device=device_name(device), precision=recipe.precision_on(device),
+                 versions=package_versions(), commit=a.commit or git_commit(), date=time.strftime('%Y-%m-%d'),
+                 recipe=recipe.to_dict())
     line = {k: v.item() if hasattr(v, 'item') else v for k,v in line.items()} # numpy's numbers
     write(done_file(a.out, name, seed), json.dumps(dict(name=name, seed=seed, kind=row.kind, **line, **about)))
 
@@ -160,7 +157,7 @@ def save_training(row, a, run, learn):
               seconds=history.seconds.sum(), first_epoch_seconds=history.seconds[0], compiled=bool(recipe.compile))
 
 def repeat(row, a):
-    "Train seeds against the clock; the speed run beside airbench, if that is there"
+    "Time the training of several seeds; of the speed run beside airbench, if it is installed"
     recipe, others = row.recipe_of(row.seeds[0]), {}
     if row.name=='speedrun':
         try: others['airbench'] = airbench_training(a.path)
@@ -173,7 +170,7 @@ def repeat(row, a):
     write(done_file(a.out, row.name, row.seeds[0], '-curves.csv'), curves.to_csv(index=False))
 
 def speed(row, a):
-    "Images per second and seconds per epoch of a recipe's learner and of its bare loop"
+    "Measure images per second and seconds per epoch of a recipe's learner and of its bare loop"
     recipe = row.recipe_of(row.seeds[0])
     n = len(recipe.dls(a.path).train_ds)
     turns = dict(rounds=5, steps=60, warmup=15) if torch.cuda.is_available() else dict(rounds=2, steps=4, warmup=2)
@@ -185,14 +182,14 @@ def speed(row, a):
 def parse_seeds(text): return tuple(map(int, text.split(',')))
 
 def plan(a, rows):
-    "All rows of the table, or those of --only with their seeds"
+    "Return all rows of the table, or those of --only with their seeds"
     by_name = {o.name: o for o in rows}
     chosen = [o.partition(':') for o in a.only or by_name]
     picked = [(look_up('name of --only', name, by_name), seeds) for name,_,seeds in chosen]
     return [replace(row, seeds=parse_seeds(seeds)) if seeds else row for row,seeds in picked]
 
 def missing_jobs(planned, out):
-    "A row for each training that is missing; the seeds of a row that is timed are one job"
+    "Return a row for each missing training; the seeds of a timed row are one job"
     res = []
     for row in planned:
         missing = tuple(s for s in row.seeds if not done_file(out, row.name, s).exists())
@@ -211,12 +208,12 @@ def start(job, a):
     print(f'{time.monotonic()-started:6.1f} s  started {job.key}', flush=True)
 
 def fits(job, running, n_jobs):
-    "Is there room for it beside what runs?"
+    "Return whether a job may start beside the running ones"
     if job.alone or any(o.alone for o in running): return not running
     return not running or sum(o.weight for o in [job, *running])<=n_jobs
 
 def ended(job, a):
-    "Note how a job ended"
+    "Record how a job ended"
     done, error = done_file(a.out, job.name, job.seeds[-1]), a.out/'errors'/f'{job.key}.txt'
     print(f'{time.monotonic()-started:6.1f} s  {"done" if done.exists() else "FAILED"} {job.key}', flush=True)
     if done.exists():
@@ -227,7 +224,7 @@ def ended(job, a):
         write(error, f'exit code {job.process.returncode}: ... {" ".join(log[-60:])}')
 
 def stop(running):
-    "Interrupt what runs, give it eight seconds, then end it and what it has started"
+    "Interrupt jobs, and after eight seconds kill them and their child processes"
     for o in running: o.process.send_signal(signal.SIGINT)
     until = time.monotonic()+8
     while any(o.process.poll() is None for o in running) and time.monotonic()<until: time.sleep(.1)
@@ -236,7 +233,7 @@ def stop(running):
         o.process.wait()
 
 def measure(a):
-    "Run what is missing until the time is up; the number of measurements that are still missing"
+    "Run missing measurements until the time is up. Return the number of those that are still missing"
     told, running, n_done, end = [], [], -1, started+60*a.minutes-20
     on_signals(lambda number, frame: told.append(number))
     for o in ('logs','results','done','errors','runs'): (a.out/o).mkdir(parents=True, exist_ok=True)
@@ -265,7 +262,7 @@ def measure(a):
     return missing
 
 def collect(a, rows, planned):
-    "Write all results; the number of those that are missing"
+    "Write all results. Return the number of those that are missing"
     order = {o.name: i for i,o in enumerate(rows)}
     lines = [json.loads(o.read_text()) for o in (a.out/'done').glob('*.json')]
     lines.sort(key=lambda o: (order.get(o['name'].replace('_airbench', ''), len(order)), o['name'], o['seed']))
@@ -288,7 +285,7 @@ def collect(a, rows, planned):
     return missing
 
 def summary(out, lines, planned):
-    "The results as Markdown, and the number of those that are missing"
+    "Return the results as Markdown, and the number of those that are missing"
     text = ['| name | quantity | n | mean | sd | lowest | highest |', '|---|---|---|---|---|---|---|']
     for name in dict.fromkeys(o['name'] for o in lines):
         found = pd.DataFrame([o for o in lines if o['name']==name]).filter(regex='accuracy|second|ratio')
@@ -303,7 +300,7 @@ def summary(out, lines, planned):
     return '\n'.join(text)+'\n', len(missing)
 
 def pack_weights(a, rows):
-    "Cut an archive of the weights into parts; models that would take it over --pack-mb are left out"
+    "Write an archive of the weights in parts, without models that would make it larger than --pack-mb"
     for o in a.pack.glob('weights-*.tar'): o.unlink()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w') as tar:
