@@ -191,6 +191,7 @@ class Images:
     def __init__(self, images, pixels, moments, n_resized):
         store_attr()
         self.row = {f:i for i,f in enumerate(images.files)}
+        self._row_of_path = {str(p):i for i,p in enumerate(images.paths)}
 
     @property
     def size(self): return self.pixels.shape[1]
@@ -204,11 +205,8 @@ class Images:
 
     def rows(self, paths):
         "Return the rows of `paths`, or None if one of them is not in the folder"
-        top = f'{self.images.path}{os.sep}'
-        names = [str(p) for p in paths]
-        if not all(o.startswith(top) for o in names): return None
-        try: return [self.row[o[len(top):].replace(os.sep,'/')] for o in names]
-        except KeyError: return None
+        res = [self._row_of_path.get(str(p)) for p in paths]
+        return None if None in res else res
 
 def _metadata(file):
     "Return the metadata of a cache file, {} if it is missing or corrupt"
