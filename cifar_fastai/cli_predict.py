@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from .codec import image_files
 from .heatmap import overlay_map
-from .cli import check_options,command
+from .cli import check_folder_option,check_options,command
 from .predict import *
 
 # %% auto #0
@@ -106,13 +106,12 @@ def cifar_predict(
     "Predict the classes of images"
     if not image: raise PredictError('give an image, a folder of images, or - for standard input')
     check_options(top=top, format=format, bs=bs)
+    check_folder_option('cam', cam, optional=True)
     files = [f for o in image for f in _image_files(o, _warn)]
     predictor = _predictor(model, cam)
     if cam:
         cam = Path(cam).expanduser()
-        try: cam.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise PredictError(f'--cam {cam}: cannot be written ({e.strerror}). Choose another folder') from None
+        cam.mkdir(parents=True, exist_ok=True)
     unreadable = []
     predictions = _predict(predictor, files, tta, cam, bs, unreadable)
     try: _print_predictions(predictions, predictor.classes, format, top, max(len(_name(o)) for o in files))
