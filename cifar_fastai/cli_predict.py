@@ -20,9 +20,10 @@ from .predict import *
 __all__ = ['cifar_predict']
 
 # %% ../nbs/38_cli_predict.ipynb #6de5b2a5
+def _warn(message): print(f'cifar_predict: {message}', file=sys.stderr)
+
 def _image_files(
-    image, # A file, a folder (searched recursively), or '-' for standard input
-    warn # Function that takes the message about files of a folder that are left out
+    image # A file, a folder (searched recursively), or '-' for standard input
 ) -> list: # Paths, or standard input as a file with a name
     "Return the image files that an argument names. Raise `ImageError` for a folder without images"
     if image=='-':
@@ -30,7 +31,7 @@ def _image_files(
         file.name = 'standard input'
         return [file]
     path = Path(image).expanduser()
-    return image_files(path, warn) if path.is_dir() else [path]
+    return image_files(path, _warn) if path.is_dir() else [path]
 
 # %% ../nbs/38_cli_predict.ipynb #85642f2c
 def _predictor(model, cam):
@@ -53,8 +54,6 @@ def _save_map(m, image, folder, stem):
     file,i = folder/f'{stem}-cam.png',2
     while file.exists(): file,i = folder/f'{stem}-{i}-cam.png',i+1
     Image.fromarray(overlay_map(pixels(image, side), np.asarray(resized).clip(0,1), contour=True)).save(file)
-
-def _warn(message): print(f'cifar_predict: {message}', file=sys.stderr)
 
 def _name(file): return file.name if hasattr(file, 'read') else str(file)
 
@@ -107,7 +106,7 @@ def cifar_predict(
     if not image: raise PredictError('give an image, a folder of images, or - for standard input')
     check_options(top=top, format=format, bs=bs)
     check_folder_option('cam', cam, optional=True)
-    files = [f for o in image for f in _image_files(o, _warn)]
+    files = [f for o in image for f in _image_files(o)]
     predictor = _predictor(model, cam)
     if cam:
         cam = Path(cam).expanduser()
