@@ -26,11 +26,9 @@ def difference_hash(
 # %% ../nbs/06_check.ipynb #cfce92c7
 def near_duplicates(
     hashes, # bool [n, 64], from `difference_hash`
-    thumbnails, # uint8 [n, 8, 8, 3]: small copies of the images
-    max_bits:int=3, # Maximum number of different bits of the hash
-    min_correlation:float=.98 # Minimum correlation of the thumbnails
+    thumbnails # uint8 [n, 8, 8, 3]: small copies of the images
 ) -> list: # Pairs (i, j) with i<j
-    "Return the pairs of images with similar hashes and thumbnails"
+    "Return the pairs of images with at most 3 different bits of the hash and a correlation of at least 0.98"
     signs = hashes*np.float32(2)-1
     pixels = np.asarray(thumbnails, np.float32)
     pixels = (pixels-pixels.mean((1,2), keepdims=True)).reshape(len(pixels), -1)
@@ -38,8 +36,8 @@ def near_duplicates(
     pairs = []
     for start in range(0, len(signs), 256):
         rows = slice(start, start+256)
-        near = signs[rows]@signs[start:].T>=64-2*max_bits # 64 minus twice the number of different bits
-        near &= pixels[rows]@pixels[start:].T>=min_correlation
+        near = signs[rows]@signs[start:].T>=58 # 64 minus twice the number of different bits, at most 3
+        near &= pixels[rows]@pixels[start:].T>=.98
         pairs += [(int(i),int(j)) for i,j in np.argwhere(np.triu(near, 1))+start]
     return pairs
 
@@ -82,7 +80,7 @@ def _some(names, n=3):
 
 def _most_common(values): return ', '.join(f'{k} ({n:,})' for k,n in Counter(values).most_common(4))
 
-def _check_classes(res, images, valid, few):
+def _check_classes(res, images, valid):
     "Add what is wrong with the classes"
     train,test = (Counter(f.split('/')[-2] for f in images.split(o)) for o in ('train','test'))
     largest,smallest = max(train, key=train.get),min(train, key=train.get)
@@ -97,8 +95,8 @@ def _check_classes(res, images, valid, few):
     single = sorted(c for c,n in train.items() if n==1)
     if single and not isinstance(valid, str):
         res.add('error', 'classes of one image', f'{_some(single)}; add images, one cannot be in both sets')
-    if scarce := [f'{c} ({n})' for c,n in sorted(train.items()) if n<few]:
-        res.add('warning', f'classes with under {few} training images', _some(scarce))
+    if scarce := [f'{c} ({n})' for c,n in sorted(train.items()) if n<10]:
+        res.add('warning', 'classes with under 10 training images', _some(scarce))
     if train[largest]>=10*train[smallest]:
         res.add('warning', 'class imbalance', f'{largest} has {train[largest]:,} training images, {smallest} '
                 f'{train[smallest]:,}')
@@ -119,7 +117,7 @@ def _groups(pairs):
     for i,j in pairs:
         merged = group.get(i, {i})|group.get(j, {j})
         for o in merged: group[o] = merged
-    return [sorted(o) for o in {id(o): o for o in group.values()}.values()]
+    return list({min(o): sorted(o) for o in group.values()}.values())
 
 def _find(res, path, valid):
     "Return the images of a folder, and add all errors in its layout; None without a folder"
@@ -134,9 +132,7 @@ def _find(res, path, valid):
 
 def check_folder(
     path, # Folder of images, as for `image_dls`
-    valid:str|float='test', # As for `image_dls`: 'test', 'valid', 'val', or the fraction of training images to hold out
-    few:int=10, # Warn of classes with fewer training images
-    max_bits:int=3 # Near duplicates: maximum number of different bits of the `difference_hash`
+    valid:str|float='test' # As for `image_dls`: 'test', 'valid', 'val', or the fraction of training images to hold out
 ) -> FolderCheck: # `errors` make training fail, `warnings` make its result questionable
     "Decode the images of a folder and summarize what it holds and what is wrong. Write nothing"
     if isinstance(valid, str): look_up('valid', valid, ('test','valid','val'))
@@ -151,7 +147,7 @@ def check_folder(
     for o in dict.fromkeys(str(o.message) for o in caught):
         res.add('warning', 'files left out' if 'left out' in o else 'image files', o)
     if not images or not images.classes: return res
-    _check_classes(res, images, valid, few)
+    _check_classes(res, images, valid)
 
     unreadable = [f for f,o in facts.items() if isinstance(o, str)]
     if unreadable: res.add('error', 'unreadable files', f'{_some(unreadable)}; replace or delete them', unreadable)
@@ -165,7 +161,7 @@ def check_folder(
     names,same = list(facts),defaultdict(list)
     for i,digest in enumerate(digests): same[digest].append(i)
     once = [o[0] for o in same.values()] # each different image once
-    pairs = near_duplicates(np.stack(hashes)[once], np.stack(thumbnails)[once], max_bits)
+    pairs = near_duplicates(np.stack(hashes)[once], np.stack(thumbnails)[once])
     _check_duplicates(res, 'exact', [[names[i] for i in o] for o in same.values() if len(o)>1], images)
     _check_duplicates(res, 'near', [[names[once[i]] for i in o] for o in _groups(pairs)], images)
     return res

@@ -52,9 +52,10 @@ def check_folder_option(
     optional:bool=False # May it not exist yet?
 ):
     "Raise `ValueError` for a file, and for a folder that does not exist"
-    path = path and Path(path).expanduser()
-    if path and path.is_file(): raise ValueError(f'--{option} {path}: a file, not a folder')
-    if path and not optional and not path.is_dir(): raise ValueError(f'--{option} {path}: no such folder')
+    if not path: return
+    path = Path(path).expanduser()
+    if path.is_file(): raise ValueError(f'--{option} {path}: a file, not a folder')
+    if not optional and not path.is_dir(): raise ValueError(f'--{option} {path}: no such folder')
 
 def check_options(
     **options # Options by name; None is valid

@@ -13,16 +13,17 @@ import numpy as np
 from PIL import Image
 from .codec import image_files
 from .heatmap import overlay_map
-from .cli import check_options,command
+from .cli import check_folder_option,check_options,command
 from .predict import *
 
 # %% auto #0
 __all__ = ['cifar_predict']
 
 # %% ../nbs/38_cli_predict.ipynb #6de5b2a5
+def _warn(message): print(f'cifar_predict: {message}', file=sys.stderr)
+
 def _image_files(
-    image, # A file, a folder (searched recursively), or '-' for standard input
-    warn # Function that takes the message about files of a folder that are left out
+    image # A file, a folder (searched recursively), or '-' for standard input
 ) -> list: # Paths, or standard input as a file with a name
     "Return the image files that an argument names. Raise `ImageError` for a folder without images"
     if image=='-':
@@ -30,7 +31,7 @@ def _image_files(
         file.name = 'standard input'
         return [file]
     path = Path(image).expanduser()
-    return image_files(path, warn) if path.is_dir() else [path]
+    return image_files(path, _warn) if path.is_dir() else [path]
 
 # %% ../nbs/38_cli_predict.ipynb #85642f2c
 def _predictor(model, cam):
@@ -53,8 +54,6 @@ def _save_map(m, image, folder, stem):
     file,i = folder/f'{stem}-cam.png',2
     while file.exists(): file,i = folder/f'{stem}-{i}-cam.png',i+1
     Image.fromarray(overlay_map(pixels(image, side), np.asarray(resized).clip(0,1), contour=True)).save(file)
-
-def _warn(message): print(f'cifar_predict: {message}', file=sys.stderr)
 
 def _name(file): return file.name if hasattr(file, 'read') else str(file)
 
@@ -106,13 +105,12 @@ def cifar_predict(
     "Predict the classes of images"
     if not image: raise PredictError('give an image, a folder of images, or - for standard input')
     check_options(top=top, format=format, bs=bs)
-    files = [f for o in image for f in _image_files(o, _warn)]
+    check_folder_option('cam', cam, optional=True)
+    files = [f for o in image for f in _image_files(o)]
     predictor = _predictor(model, cam)
     if cam:
         cam = Path(cam).expanduser()
-        try: cam.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise PredictError(f'--cam {cam}: cannot be written ({e.strerror}). Choose another folder') from None
+        cam.mkdir(parents=True, exist_ok=True)
     unreadable = []
     predictions = _predict(predictor, files, tta, cam, bs, unreadable)
     try: _print_predictions(predictions, predictor.classes, format, top, max(len(_name(o)) for o in files))

@@ -27,27 +27,22 @@ def _to_uint8(a, tops):
     if is_float and not np.isfinite(a).all(): raise ImageError('it has non-finite values. Replace them')
     lo,hi,tolerance = a.min(),a.max(),.01 if is_float else 0
     fits = [o for o in tops if hi<=o*(1+tolerance)]
-    if not fits or lo<-(hi*tolerance):
+    if not fits or lo<-tolerance*hi:
         raise ImageError(f'values from {lo} to {hi}: expected 0 to {tops[-1]}. Scale them, or convert them to uint8')
     return np.multiply(a, 255/fits[0], dtype=np.float32).clip(0,255).round().astype(np.uint8)
-
-def _check_pixels(width, height):
-    if width*height>max_pixels:
-        raise ImageError(f'{width}x{height} pixels: the limit is {max_pixels:,}. Reduce its size')
 
 def _from_array(a):
     "Convert an array to an 8-bit Pillow image"
     if a.ndim==2: a = a[...,None]
     if a.ndim!=3 or not 1<=a.shape[-1]<=4 or not a.size:
         raise ImageError(f'shape {list(a.shape)}: expected [height, width] or [height, width, 1 to 4 channels]')
-    _check_pixels(a.shape[1], a.shape[0])
     kind = a.dtype.kind
     if kind not in 'biuf': raise ImageError(f'values of type {a.dtype}: expected integers, floats or booleans')
     if kind=='b': a = a*np.uint8(255)
     elif kind=='f': a = _to_uint8(a, (1,255))
-    elif kind=='u' and a.dtype.itemsize==2: a = _to_uint8(a, (65535,))
+    elif a.dtype.name=='uint16': a = _to_uint8(a, (65535,))
     elif a.dtype!=np.uint8: a = _to_uint8(a, (255,))
-    return Image.fromarray(np.ascontiguousarray(a[...,0] if a.shape[-1]==1 else a))
+    return Image.fromarray(a[...,0] if a.shape[-1]==1 else a)
 
 # %% ../nbs/01_codec.ipynb #4eddbbcf
 _flips = Image.Transpose
@@ -70,7 +65,8 @@ def _from_high_depth(im):
 
 def _to_rgb(im, size):
     "Convert a Pillow image to 8-bit RGB pixels"
-    _check_pixels(im.width, im.height)
+    if im.width*im.height>max_pixels:
+        raise ImageError(f'{im.width}x{im.height} pixels: the limit is {max_pixels:,}. Reduce its size')
     im.load()
     orientation = _orientation(im)
     if im.mode=='F' or im.mode.startswith('I'): im = _from_high_depth(im)
@@ -96,8 +92,8 @@ def decode_image(
     size:int|None=None # Resize to `size` x `size` pixels (bilinear, antialiased); None keeps the size
 ) -> np.ndarray: # uint8 RGB, [H, W, 3]
     "Decode an image by the rules above. Raise `ImageError` if it is invalid, whatever the decoder raised"
-    if isinstance(image, (str,os.PathLike)): name = str(image)
-    else: name = str(getattr(image, 'name', None) or type(image).__name__)
+    if isinstance(image, (str,os.PathLike)): name = image
+    else: name = getattr(image, 'name', None) or type(image).__name__
     try: return _decode(image, size)
     except ImageError as e: reason = str(e)
     except FileNotFoundError: reason = 'no such file'
@@ -114,29 +110,29 @@ def decode_image(
 image_suffixes = {'.png','.jpg','.jpeg','.jpe','.jfif','.webp','.bmp','.dib','.gif','.tif','.tiff','.ppm','.pgm','.pbm',
                   '.pnm','.avif','.ico','.tga','.pcx','.jp2','.j2k'} # lower case; add others that Pillow can open
 
-def _walk(folder, prefix, hidden, parents, found, left):
-    "Add the images of `folder` to `found`, and count other files in `left`; `parents` detects cycles of links"
-    try: entries = sorted(os.scandir(folder), key=lambda o: o.name)
-    except PermissionError:
-        raise ImageError(f'{folder}: no permission to read the folder. Change its permissions or remove it') from None
-    for e in entries:
-        is_hidden,suffix = hidden or e.name.startswith('.'),os.path.splitext(e.name)[1].lower()
-        if os.path.isdir(e.path) if e.is_symlink() else e.is_dir():
-            real = os.path.realpath(e.path)
-            if real in parents: left['link to a parent folder'] += 1
-            else: _walk(e.path, f'{prefix}{e.name}/', is_hidden, parents|{real}, found, left)
-        elif is_hidden: left['hidden'] += suffix in image_suffixes
-        elif suffix not in image_suffixes: left[suffix or 'without a suffix'] += 1
-        elif not os.path.isfile(e.path): left['broken link' if e.is_symlink() else 'not a regular file'] += 1
-        else: found.append(prefix+e.name)
-
 def scan_images(
     path # Folder
 ) -> tuple: # Sorted names relative to `path`, separated by '/'; and a `Counter` of the files left out, by reason
     "List the images in a folder and its subfolders"
     found,left = [],Counter()
-    _walk(str(path), '', False, {os.path.realpath(path)}, found, left)
-    return found,+left
+    def walk(folder, prefix, hidden, parents): # `parents` detects cycles of links
+        try: entries = sorted(os.scandir(folder), key=lambda o: o.name)
+        except PermissionError:
+            raise ImageError(f'{folder}: no permission to read it. Change its permissions or remove it') from None
+        for e in entries:
+            is_hidden,suffix = hidden or e.name.startswith('.'),os.path.splitext(e.name)[1].lower()
+            is_folder = os.path.isdir(e.path) if e.is_symlink() else e.is_dir() # the latter fails for a link to itself
+            if is_folder:
+                real = os.path.realpath(e.path)
+                if real in parents: left['link to a parent folder'] += 1
+                else: walk(e.path, f'{prefix}{e.name}/', is_hidden, parents|{real})
+            elif is_hidden:
+                if suffix in image_suffixes: left['hidden'] += 1
+            elif suffix not in image_suffixes: left[suffix or 'without a suffix'] += 1
+            elif not os.path.isfile(e.path): left['broken link' if e.is_symlink() else 'not a regular file'] += 1
+            else: found.append(prefix+e.name)
+    walk(str(path), '', False, {os.path.realpath(path)})
+    return found,left
 
 def left_out_message(
     left:Counter # Number of files by reason, from `scan_images`
@@ -157,6 +153,6 @@ def image_files(
     if not os.path.isdir(path): raise ImageError(f'{path}: no such folder')
     found,left = scan_images(path)
     message = left_out_message(left)
-    if not found: raise ImageError(f'{path}: no images in it' + (f' ({message})' if message else ''))
+    if not found: raise ImageError(f'{path}: no images in it. {message}'.rstrip())
     if message: warn(f'{path}: {message}')
-    return sorted(Path(path)/o for o in found)
+    return [Path(path)/o for o in found]

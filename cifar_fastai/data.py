@@ -1,4 +1,4 @@
-"""CIFAR-10, a data set of digits that needs no network, or your own folder of small images, checked before training
+"""CIFAR-10, a data set of digits that needs no download, or your own folder of small images, checked before training
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 
@@ -46,8 +46,8 @@ def read_image(
 data_sets = {} # name: function that returns the folder
 _pixel_rules = '2' # increase it when `decode_image` changes: cached pixels are then decoded again
 
-def _listing(path):
-    "Return (relative path, size, modification and change time, inode) of each image in the class folders of `path`"
+def _listing(path, prefix=''):
+    "Return (prefixed name, size, modification and change time, inode) of each image in the class folders of `path`"
     try: found,left = scan_images(path)
     except ImageError as e: raise DataError(str(e)) from None
     res = []
@@ -55,7 +55,7 @@ def _listing(path):
         if f.count('/')!=1: left['not directly in a class folder'] += 1
         else:
             st = os.stat(f'{path}/{f}')
-            res.append((f'{path.name}/{f}', st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+            res.append((prefix+f, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
     if left: warnings.warn(f'{path}: {left_out_message(left)}')
     return sorted(res)
 
@@ -148,12 +148,12 @@ def find_images(
     if test and missing:
         raise DataError(f'{path}: missing folder {" and ".join(missing)}. Expected {layout} and '
                         f'{test_path}/<class>/*.png, or hold out part of the images, as with valid=0.1')
-    if 'train' in missing:
-        res = ImageFiles(path, [(nm.split('/', 1)[1],*rest) for nm,*rest in _listing(path)], None)
+    if 'train' in missing: res = ImageFiles(path, _listing(path), None)
     else:
-        rows = [] if missing else _listing(test_path)
-        res = ImageFiles(path, rows+_listing(path/'train'), test_path.name)
-    for error in res.layout_errors(bool(test)) if check else (): raise DataError(error)
+        rows = [] if missing else _listing(test_path, f'{test_path.name}/')
+        res = ImageFiles(path, rows+_listing(path/'train', 'train/'), test_path.name)
+    error = first(res.layout_errors(bool(test))) if check else None
+    if error: raise DataError(error)
     return res
 
 # %% ../nbs/02_data.ipynb #ca3c3800
@@ -191,6 +191,7 @@ class Images:
     def __init__(self, images, pixels, moments, n_resized):
         store_attr()
         self.row = {f:i for i,f in enumerate(images.files)}
+        self._row_of_path = {str(p):i for i,p in enumerate(images.paths)}
 
     @property
     def size(self): return self.pixels.shape[1]
@@ -204,11 +205,8 @@ class Images:
 
     def rows(self, paths):
         "Return the rows of `paths`, or None if one of them is not in the folder"
-        top = f'{self.images.path}{os.sep}'
-        names = [str(p) for p in paths]
-        if not all(o.startswith(top) for o in names): return None
-        try: return [self.row[o[len(top):].replace(os.sep,'/')] for o in names]
-        except KeyError: return None
+        res = [self._row_of_path.get(str(p)) for p in paths]
+        return None if None in res else res
 
 def _metadata(file):
     "Return the metadata of a cache file, {} if it is missing or corrupt"
@@ -235,13 +233,12 @@ def _write_cache(file, res, **meta):
 def load_images(
     images:ImageFiles, # From `find_images`
     size:int|None=None, # Side in pixels, 8 to 512; None takes the most frequent one of the folder, from 32 to 224
-    cache:bool=True, # Keep the pixels in `<path>/.pixels/`?
-    progress:bool|None=None # Show the progress? None shows it for 5,000 images or more
+    cache:bool=True # Keep the pixels in `<path>/.pixels/`?
 ) -> Images: # uint8 pixels in the order of `images.files`
     "Decode a folder of images, or read its cache. Raise `DataError` that lists files that cannot be read"
     size = size or images.usual_size()
     if not 8<=size<=512: raise DataError(f'size={size} is out of range. Expected a side of 8 to 512 pixels')
-    key,content,file = images.digest(),'',images.path/'.pixels'/f'{size}.safetensors'
+    file,key,content = images.path/'.pixels'/f'{size}.safetensors',images.digest(),''
     meta = _metadata(file) if cache else {}
     if meta.get('key')==key: return _read_cache(file, images)
     if cache:
@@ -249,8 +246,7 @@ def load_images(
         except OSError: pass # `_decode` reports the file
     if content and meta.get('content')==content: res = _read_cache(file, images)
     else:
-        if progress is None: progress = len(images)>=5000
-        res = Images(images, *_decode(images.paths, size, progress))
+        res = Images(images, *_decode(images.paths, size, progress=len(images)>=5000))
         if res.n_resized:
             warnings.warn(f'{images.path}: {res.n_resized:,} of {len(images):,} images are not {size}x{size} '
                           'and were resized')
@@ -260,15 +256,6 @@ def load_images(
 # %% ../nbs/02_data.ipynb #2d1971e9
 cifar10_classes = ['airplane','automobile','bird','cat','deer','dog','frog','horse','ship','truck']
 
-def _extract(archive, side):
-    "Extract an archive, and refuse paths outside of `side`"
-    with tarfile.open(archive) as t:
-        if hasattr(tarfile, 'data_filter'): return t.extractall(side, filter='data')
-        for m in t: # Python before 3.10.12 and 3.11.4
-            if not (m.isfile() or m.isdir()) or not (side/m.name).resolve().is_relative_to(side.resolve()):
-                raise tarfile.ExtractError(f'{archive}: {m.name} would be outside the folder')
-        t.extractall(side)
-
 def fastai_source(
     url:str, # Archive, such as `URLs.CIFAR`
     arrange # Function of the folder with the extracted archive and of the folder to create, with `train` and `test`
@@ -276,8 +263,10 @@ def fastai_source(
     "Return a function that downloads one of fastai's archives, checks its size and md5, and extracts it"
     def from_fastai(side):
         import fastai.data
-        _extract(FastDownload(base=side/'download', module=fastai.data).download(url), side/'download')
-        arrange(side/'download', side/'images')
+        folder = side/'download'
+        archive = FastDownload(base=folder, module=fastai.data).download(url)
+        with tarfile.open(archive) as t: t.extractall(folder, filter='data') # refuses paths outside of the folder
+        arrange(folder, side/'images')
     return from_fastai
 
 def torchvision_source(
@@ -304,30 +293,33 @@ def _check_counts(path, train, test, classes):
                         f'{train:,} and {test:,} in {classes}. Remove the folder to download it again')
     return path
 
+def _download(path, side, sources, counts):
+    "Fill the empty folder `side` with the images of the first source that works; `path` is for the error message"
+    errors = []
+    for source in sources:
+        try:
+            source(side)
+            _check_counts(side/'images', *counts)
+        except Exception as e:
+            errors.append(f'{source.__name__.replace("_"," ")}: {type(e).__name__}: {e}')
+            for o in side.iterdir(): shutil.rmtree(o)
+        else:
+            for o in (side/'images').iterdir(): o.rename(side/o.name)
+            for o in ('images','download'): shutil.rmtree(side/o, ignore_errors=True)
+            return
+    raise DataError(f'{path}: missing, and the download failed ({"; ".join(errors)}). Put a copy there, as '
+                    f'{path}/train/<class>/*.png and {path}/test/<class>/*.png, or train on digits, which need no '
+                    'download: --data digits')
+
 def download_folder(
     path, # Folder to create
     sources:list, # Functions that fill the folder `images` in a temporary folder; the first one that works is used
     counts:tuple # Expected numbers of training images, test images and classes
 ) -> Path: # `<path>/train/<class>/*.png` and `<path>/test/<class>/*.png`
     "Download a data set unless it exists. Raise `DataError` if all sources fail or images are missing"
-    if path.exists(): return _check_counts(path, *counts)
-    with atomic_folder(path) as side:
-        errors = []
-        for source in sources if side else []:
-            try:
-                source(side)
-                _check_counts(side/'images', *counts)
-                break
-            except Exception as e:
-                errors.append(f'{source.__name__.replace("_"," ")}: {type(e).__name__}: {e}')
-                for o in side.iterdir(): shutil.rmtree(o)
-        if len(errors)==len(sources):
-            raise DataError(f'{path}: missing, and the download failed ({"; ".join(errors)}). Put a copy there, as '
-                            f'{path}/train/<class>/*.png and {path}/test/<class>/*.png, or train on digits, which need '
-                            'no network: --data digits')
-        if side:
-            for o in (side/'images').iterdir(): o.rename(side/o.name)
-            for o in ('images','download'): shutil.rmtree(side/o, ignore_errors=True)
+    if not path.exists():
+        with atomic_folder(path) as side:
+            if side: _download(path, side, sources, counts)
     return _check_counts(path, *counts)
 
 def get_cifar10() -> Path: # `<path>/train/<class>/*.png` and `<path>/test/<class>/*.png`

@@ -291,7 +291,8 @@ def plot_augmented(
     dl.epoch = derive_seed(seed)
     dl.after_item,dl.after_batch = deepcopy(dl.after_item),deepcopy(dl.after_batch) # an epoch may be in progress
     x = dl.decode(next(iter(dl)))[0].as_subclass(Tensor).cpu()
-    x = F.pad(x, (0,2,0,0), value=255).view(len(classes), n, *x.shape[1:3], -1) # a white gap of two pixels
+    x = F.pad(x, (0,0,0,0,0,1), value=255) # an opaque alpha channel
+    x = F.pad(x, (0,2)).view(len(classes), n, *x.shape[1:3], -1) # a transparent gap of two pixels
     strips = x.permute(0,3,1,4,2).flatten(2,3)[:,:,:-2]
     cols = min(len(classes), max(1, 10//n))
     rows = math.ceil(len(classes)/cols)
