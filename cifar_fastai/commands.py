@@ -259,8 +259,7 @@ def print_sweep(
 def _stopped(run):
     if not run: return '\nStopped'
     o = runs_table([run]).iloc[0]
-    weights = f'{o.epochs} complete epochs and the current weights are in {run.path}'
-    return f'\nStopped in epoch {o.epochs+1} of {o.planned}. {weights}{_how_to_resume(run)}'
+    return f'\nStopped in epoch {o.epochs+1} of {o.planned}. The weights are in {run.path}{_how_to_resume(run)}'
 
 def _train_all(rs, path, spread, seeds, name, device, **kwargs):
     "Yield a finished `Run` for each recipe and seed"

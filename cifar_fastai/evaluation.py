@@ -107,8 +107,9 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
             dls = r.dls(path, device='cpu')
             mfu = _print_speeds(r, dls, device, speeds)
             seconds = n*r.epochs*len(dls.train_ds)/speeds['median']['cifar_fastai']
-            about = f'{n} trainings of {r.epochs} epochs: about {duration(seconds)} plus validation'
-            if not speed_only: print(f'\n{about} (--speed-only skips them)', flush=True)
+            if not speed_only:
+                text = f'The trainings take about {duration(seconds)}, plus validation (--speed-only skips them)'
+                print(f'\n{text}', flush=True)
             del dls
         if not speed_only: rows,curves = repeats(r, path, n, device, not no_tta, others, report=report)
     except (NonFiniteLossError,ValueError) as e:
@@ -208,7 +209,7 @@ def explain(run, images, data, out, n, n_robust, seed, device):
             print(f'At the end of its training the accuracy was {history.valid_accuracy.iloc[-1]:.2%}. '
                   'Are these the images that it was trained on? See --data')
     if images and df.unlike.any():
-        print(f'{df.unlike.sum():,} images are unlike the training images; do not rely on their predictions')
+        print(f'unlike the training images: {df.unlike.sum():,} of {len(df):,}; do not rely on their predictions')
     print(f'page: {out} ({out.stat().st_size/1e6:.1f} MB)')
     _report_unreadable('cifar_explain', unreadable)
 

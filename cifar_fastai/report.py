@@ -400,7 +400,7 @@ def _predictions(df):
     verdict = f'The mean probability of the predicted class is {df.p_predicted.mean():.1%}.'
     if 'unlike' in df:
         table['note'] = np.where(shown.unlike, 'unlike the training images', '')
-        verdict = f'{df.unlike.sum():,} of {len(df):,} images are unlike the training images.'
+        verdict = f'Unlike the training images: {df.unlike.sum():,} of {len(df):,}.'
     return dict(verdict=verdict, rows=table)
 
 def _render(page):
