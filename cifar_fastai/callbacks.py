@@ -1,4 +1,4 @@
-"""`FitCallback`, which knows when a training starts and ends, and the callbacks that recipes are built from
+"""`FitCallback`, for callbacks that are called in trainings only and clean up after them, and the callbacks of the recipes
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 
@@ -177,23 +177,14 @@ class History(FitCallback):
     "Record learning rate, seconds, losses, accuracies and further metrics of each complete epoch"
     order = Recorder.order+1
     def __init__(self):
-        self.rows,self.lrs = [],{} # and the learning rate of each step, by epoch
-        self._sums,self._part = {},None
+        self.rows,self.lrs,self._sums = [],{},{} # `lrs`: the learning rates of the steps, by epoch
 
-    def before_epoch(self):
-        self._start = time.perf_counter()
-        self._sums,self._part = {},None
-
-    def before_train(self): self._part = 'train'
-    def before_validate(self): self._part = 'valid'
-    def after_validate(self): self._part = None
-    def after_train(self):
-        self._part = None
-        self._train_seconds = time.perf_counter()-self._start
+    def before_epoch(self): self._start,self._sums = time.perf_counter(),{}
+    def after_train(self): self._train_seconds = time.perf_counter()-self._start
 
     def after_batch(self):
-        part = self._part
-        if not self.yb or part is None: return # no labels, or a batch outside of training and validation
+        if not self.yb: return # no labels
+        part = 'train' if self.training else 'valid'
         n,loss = len(self.yb[0]),self.loss.detach().float().mean()
         correct = torch.zeros_like(loss)
         if self.pred.ndim==2: correct = (self.pred.detach().argmax(1)==self.yb[0]).sum().to(loss)

@@ -46,14 +46,14 @@ def _packed_forward(m, x):
     return _PackedConvFunction.apply(x.to(dtype), m.weight.to(dtype))
 
 def _can_pack(m):
-    "Is a module a convolution that `_PackedConvFunction` computes, with torch's own forward pass?"
+    "Return whether a module is a convolution that `_PackedConvFunction` can compute, with torch's `forward`"
     if not isinstance(m, nn.Conv2d) or 'forward' in vars(m): return False
     if m.bias is not None or m.padding_mode!='zeros': return False
     shape = m.kernel_size,m.stride,m.padding,m.dilation,m.groups
     return shape==((3,3),(1,1),(1,1),(1,1),1) and min(m.in_channels,m.out_channels)>=64
 
 class PackedConv(FitCallback):
-    "On a CPU in half precision, pack images for the 3x3 convolutions of feature maps up to 8x8: same sums, but faster"
+    "On a CPU in half precision, pack images for 3x3 convolutions of maps up to 8x8: the same results, but faster"
     order,during,_convs = ChannelsLast.order+1,('fit','range_test','evaluation'),()
     def before_fit(self):
         self._convs = [m for m in self.model.modules() if _can_pack(m)]

@@ -64,13 +64,12 @@ class BasicBlock(nn.Module):
         shortcut_norm:str='batch' # Norm of the shortcut
     ):
         super().__init__()
-        conv,norm = partial(nn.Conv2d, padding=1, bias=False),look_up('norm', norm, norms)
-        self.conv1,self.norm1 = conv(ni, nf, 3, stride=stride),norm(nf)
-        self.conv2,self.norm2 = conv(nf, nf, 3),norm(nf)
+        norm,shortcut_norm = look_up('norm', norm, norms),look_up('norm', shortcut_norm, norms)
+        conv = partial(nn.Conv2d, bias=False)
+        self.conv1,self.norm1 = conv(ni, nf, 3, stride, padding=1),norm(nf)
+        self.conv2,self.norm2 = conv(nf, nf, 3, padding=1),norm(nf)
         self.relu,self.shortcut = nn.ReLU(inplace=True),nn.Identity()
-        if stride!=1 or ni!=nf:
-            shortcut_norm = look_up('norm', shortcut_norm, norms)
-            self.shortcut = nn.Sequential(nn.Conv2d(ni, nf, 1, stride=stride, bias=False), shortcut_norm(nf))
+        if stride!=1 or ni!=nf: self.shortcut = nn.Sequential(conv(ni, nf, 1, stride), shortcut_norm(nf))
 
     def forward(self, x):
         y = self.relu(self.norm1(self.conv1(x)))
@@ -115,7 +114,7 @@ class ChannelAttention(nn.Module):
         self.q = linear(nf, d)
         self.k,self.v = (self.q,self.q) if tied else (linear(nf, d),linear(nf, d))
         self.out = linear(d, nf)
-        self.d,self.residual = d,residual
+        store_attr('d,residual')
         if init=='unit':
             for o in (self.q,self.k,self.v): nn.init.normal_(o.weight, std=nf**-.5)
             nn.init.normal_(self.out.weight) # the attention averages d values, which leaves a variance of 1/d
@@ -217,10 +216,10 @@ def whitening_filters(
 ) -> Tensor: # [2*C*size*size, C, size, size]: the whitening filters, then their negatives
     "Compute filters that make the patches of `x` uncorrelated and of variance 1 (T. Balsam, hlb-CIFAR10, 2023)"
     patches = F.unfold(x.float(), size).transpose(1,2).flatten(0,1) # [N*places, C*size*size]
-    patches = patches-patches.mean(0)
-    cov = (patches.t()@patches).cpu().double()/len(patches) # MPS has neither float64 nor eigh
+    cov = torch.cov(patches.t(), correction=0).cpu().double() # MPS has neither float64 nor eigh
     values,vectors = torch.linalg.eigh(cov)
-    filters = (vectors/(values+eps).sqrt()).t().flip(0).float().to(x.device).view(-1, x.shape[1], size, size)
+    filters = (vectors/(values+eps).sqrt()).t().flip(0) # the largest variance first
+    filters = filters.float().to(x.device).view(-1, x.shape[1], size, size)
     return torch.cat([filters,-filters])
 
 # %% ../nbs/07_models.ipynb #f8f2fc73
@@ -235,12 +234,8 @@ def identity_init(
 # %% ../nbs/07_models.ipynb #8b215061
 class BiasNorm(nn.BatchNorm2d):
     "Batch norm with a scale fixed at 1"
-    def __init__(self,
-        nf:int, # Channels
-        momentum:float=.4, # Weight of the new batch in the running averages
-        eps:float=1e-12 # Added to the variance
-    ):
-        super().__init__(nf, eps=eps, momentum=momentum)
+    def __init__(self, nf:int): # Channels
+        super().__init__(nf, eps=1e-12, momentum=.4)
         self.weight.requires_grad = False
 
 class _ConvGroup(nn.Module):
@@ -277,13 +272,14 @@ def speednet(
 ) -> nn.Module: # Takes [N, n_in, H, W] with H and W at least 9, returns logits [N, n_out]
     "Create a speed net: 1,972,792 parameters. `set_whitening` sets its first layer from training images"
     act = look_up('act', act, dict(gelu=nn.GELU, silu=nn.SiLU, hardswish=nn.Hardswish))
-    nw = 2*n_in*4
+    n_filters = 2*4*n_in # two signs, four pixels
     head = nn.Linear(widths[-1], n_out, bias=False)
     if scaled: head.weight.data /= head.weight.data.std()
-    first = nn.Conv2d(n_in, nw, 2)
+    first = nn.Conv2d(n_in, n_filters, 2)
     first.weight.requires_grad = not whiten
     nn.init.zeros_(first.bias)
-    groups = {f'layer{i+1}': _ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(zip((nw,*widths), widths))}
+    sizes = zip((n_filters,*widths), widths)
+    groups = {f'layer{i}': _ConvGroup(ni, nf, depth, act) for i,(ni,nf) in enumerate(sizes, 1)}
     model = nn.Sequential(OrderedDict(
         whiten=first, act=act(), **groups, pool=GlobalMaxPool(), flatten=nn.Flatten(), head=head,
         scale=Scale(1/widths[-1] if scaled else 1.)))
@@ -312,6 +308,8 @@ def eval_mode(
         for m,mode in modes.items(): m.training = mode
 
 # %% ../nbs/07_models.ipynb #bfb0cfac
+def _by(shape): return 'x'.join(map(str, shape))
+
 class ModelSummary:
     "Layers of a model as a table, `rows`, and as a drawing, `plot()`; returned by `model_summary`"
     def __init__(self, rows, stages, inp, params, macs): store_attr()
@@ -321,30 +319,29 @@ class ModelSummary:
         counts = [f'({n:,})' if again else f'{n:,}' for n,again in zip(r.parameters, r.again)]
         names = [f'{o}-{i}' for i,o in enumerate(r.layer, 1)]
         table = pd.DataFrame(dict(Output=[str(o) for o in r.output], Parameters=counts), names)
-        inp,size = 'x'.join(map(str, self.inp)),sum(math.prod(o) for o in r.output)*4/mb
+        size = sum(math.prod(o) for o in r.output)*4/mb
         lines = [table.rename_axis(columns='Layer').to_string(), '',
                  f'{self.params:,} parameters ({self.params*4/mb:.2f} MB in fp32)',
-                 f'{self.macs:,} multiply-adds and {size:.2f} MB of outputs for one image of {inp}']
+                 f'{self.macs:,} multiply-adds and {size:.2f} MB of outputs for one image of {_by(self.inp)}']
         if r.again.any(): lines.append('(n): a layer that was used before, counted once')
         return '\n'.join(lines)
 
     def plot(self,
         ax=None # Axes to draw on; None creates them
     ): # The axes
-        "Draw the stages as boxes: the height shows the size of the map, the width the number of channels (log)"
+        "Draw the stages as bars: the length shows the side of the map, the height the number of channels (log)"
         names,shapes,params = zip(('input',self.inp,0), *self.stages)
-        if ax is None: ax = plt.subplots(figsize=(max(6, len(names)),3.2), layout='constrained')[1]
+        if ax is None: ax = plt.subplots(figsize=(6.44,.5+.27*len(names)), layout='constrained')[1]
         sides = np.array([o[-1] if len(o)==3 else 1 for o in shapes])
-        heights = .25+1.75*(sides/sides.max())**.5
-        widths = .2+.07*np.log2([max(o[0], 2) for o in shapes])
-        colors = [okabe_ito[0] if n else 'white' for n in params]
-        ax.bar(range(len(names)), heights, widths, -heights/2, color=colors, edgecolor='0.3', alpha=.75)
-        for i,(name,shape,n) in enumerate(zip(names, shapes, params)):
-            ax.text(i, 1.12, name, ha='center', va='bottom', fontsize=9, weight='bold')
-            label = 'x'.join(map(str, shape))
-            ax.text(i, -1.12, f'{label}\n{n:,}' if n else label, ha='center', va='top', fontsize=9)
-        ax.set(xlim=(-.6,len(names)-.4), ylim=(-1.75,1.55), title=f'{self.params:,} parameters')
-        ax.axis('off')
+        heights = .15+.06*np.log2([max(o[0], 2) for o in shapes])
+        colors = [okabe_ito[0] if n else 'none' for n in params]
+        ax.barh(range(len(names)), sides, heights, -sides/2, color=colors, edgecolor='#808080')
+        for i,(shape,n) in enumerate(zip(shapes, params)):
+            label = f'{_by(shape)}   {n:,} parameters' if n else _by(shape)
+            ax.text(1.02, i, label, va='center', fontsize=9, transform=ax.get_yaxis_transform())
+        ax.set_yticks(range(len(names)), names)
+        ax.tick_params(length=0)
+        ax.set(xticks=[], ylim=(len(names)-.5,-.5), frame_on=False, title=f'{self.params:,} parameters')
         return ax
 
 def model_summary(
@@ -353,19 +350,17 @@ def model_summary(
     n_in:int=3 # Channels of the image
 ) -> ModelSummary: # Prints as a table; `rows` is a `DataFrame`, `plot()` draws the stages
     "Run one image through `model` and list type, output shape and parameters of every layer; the model does not change"
-    rows,stages,seen = [],[],set() # seen: modules and parameters
+    rows,stages,seen = [],[],set()
     stage_names = {m: nm for nm,m in model.named_children()}
     def look(m, inp, out):
-        out = first([out] if isinstance(out, Tensor) else L(out), lambda o: isinstance(o, Tensor))
+        out = first(L(out), risinstance(Tensor))
         if out is None: return
         shape = tuple(out.shape[1:]) or (1,)
         if m in stage_names: stages.append((stage_names[m], shape, n_params(m)))
         if isinstance(m, (nn.Sequential,nn.ModuleList)): return
-        own = list(m.parameters(recurse=False))
-        new = [p for p in own if p not in seen]
-        rows.append(dict(layer=type(m).__name__, output=shape, parameters=sum(p.numel() for p in own),
-                         new=sum(p.numel() for p in new), again=m in seen))
-        seen.update([m,*own])
+        own = sum(p.numel() for p in m.parameters(recurse=False))
+        rows.append(dict(layer=type(m).__name__, output=shape, parameters=own, again=m in seen))
+        seen.add(m)
     like = next(model.parameters(), torch.zeros(()))
     x = torch.zeros(1, n_in, size, size, device=like.device, dtype=like.dtype)
     with ExitStack() as hooks,eval_mode(model),FlopCounterMode(display=False) as flops:

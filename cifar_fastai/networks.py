@@ -48,9 +48,10 @@ def _set_head(net, n_out):
 
 def _load_weights(net, file):
     weights = load_file(file) if Path(file).suffix=='.safetensors' else torch.load(file, 'cpu', weights_only=True)
-    own,name = net.state_dict(),_head_name(net)
-    head = {k: v for k,v in own.items() if k.startswith(f'{name}.')}
-    if any(k in weights and weights[k].shape!=v.shape for k,v in head.items()): weights.update(head) # other classes
+    name = _head_name(net)
+    head = {k: v for k,v in net.state_dict().items() if k.startswith(f'{name}.')}
+    other_classes = any(k in weights and weights[k].shape!=v.shape for k,v in head.items())
+    if other_classes: weights.update(head) # keep the head's random weights
     net.load_state_dict(weights)
 
 def network_name(
@@ -120,7 +121,7 @@ def stage_splitter(
     with ExitStack() as hooks,eval_mode(model):
         for m in blocks: hooks.callback(m.register_forward_hook(look).remove)
         model(torch.zeros(1, conv.in_channels, size, size).to(conv.weight))
-    group_of = {} # of a parameter; those outside the blocks are in the first
+    group_of = {} # by parameter; those outside the blocks are in the first group
     for i,(_,stage) in enumerate(itertools.groupby(blocks, sides.get)):
         for m in stage:
             for p in m.parameters(): group_of.setdefault(p, i)

@@ -41,11 +41,11 @@ class GroupOptimWrapper(OptimWrapper):
         n:int # Freeze the groups before this index, which may be negative
     ):
         "Freeze groups, as fastai does. Raise `ValueError` if there is only one, or if the groups are not layers"
-        groups,why = self.opt.param_groups,None
-        if len(groups)==1: why = 'the optimizer has only one parameter group'
-        elif not all(g.get('freezable', True) for g in groups):
-            why = 'the parameter groups of this optimizer are kinds of parameters, not layers'
-        if n!=0 and why: raise ValueError(f'freeze: {why}; create the learner with a `splitter` that returns layers')
+        groups = self.opt.param_groups
+        are_layers = len(groups)>1 and all(g.get('freezable', True) for g in groups)
+        if n!=0 and not are_layers:
+            raise ValueError('freeze: the optimizer has one parameter group, or groups that are not layers; '
+                             'create the learner with a `splitter` that returns layers')
         super().freeze_to(n)
 
 # %% ../nbs/09_optim.ipynb #43caed11
@@ -67,12 +67,10 @@ def sgd(
 # %% ../nbs/09_optim.ipynb #f23de16c
 def adam(
     mom:float=.9, # First beta: of the average of gradients
-    beta2:float=.999, # Second beta: of the average of their squares
-    eps:float=1e-8, # Added to the square root
     wd:float=0. # Weight decay, added to the gradient
 ): # For `Learner(opt_func=...)`
     "Return torch's Adam as a fastai `opt_func`"
-    return torch_opt(torch.optim.Adam, betas=(mom,beta2), eps=eps, weight_decay=wd)
+    return torch_opt(torch.optim.Adam, betas=(mom,.999), weight_decay=wd)
 
 # %% ../nbs/09_optim.ipynb #799a920c
 def _muon_dtype(x):
@@ -82,15 +80,14 @@ def _muon_dtype(x):
 def orthogonalize(
     g:Tensor, # Matrices [..., n, m]
     steps:int=3, # Newton-Schulz iterations
-    dtype:torch.dtype|None=None, # Data type to compute in; None is bf16, or fp32 on a CPU that does not compute in bf16
-    eps:float=1e-7 # Added to the norm
+    dtype:torch.dtype|None=None # Data type to compute in; None is bf16, or fp32 on a CPU that does not compute in bf16
 ) -> Tensor: # Matrices of the same shape, with singular values between about 0.7 and 1.2
     "Approximate the nearest orthogonal matrices, `U Vᵀ` of the SVD, by Newton-Schulz iterations (K. Jordan, 2024)"
-    if g.ndim!=3: return orthogonalize(g.reshape(-1, *g.shape[-2:]), steps, dtype, eps).reshape(g.shape)
-    if g.shape[1]>g.shape[2]: return orthogonalize(g.mT, steps, dtype, eps).mT
+    if g.ndim!=3: return orthogonalize(g.reshape(-1, *g.shape[-2:]), steps, dtype).reshape(g.shape)
+    if g.shape[1]>g.shape[2]: return orthogonalize(g.mT, steps, dtype).mT
     a,b,c = 3.4445,-4.7750,2.0315
     x = g.to(dtype or _muon_dtype(g))
-    x = x/(torch.linalg.vector_norm(x, dim=(1,2), keepdim=True)+eps)
+    x = x/(torch.linalg.vector_norm(x, dim=(1,2), keepdim=True)+1e-7)
     for _ in range(steps):
         s = torch.bmm(x, x.mT)
         s = torch.baddbmm(s, s, s, beta=b, alpha=c)
@@ -136,11 +133,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay:float=0., # Weight decay of the SGD groups, added to the gradient
         muon:bool=False, # Default of groups that do not set `muon`
         steps:int=3, # Newton-Schulz iterations
-        renorm:int=1, # Rescale filter banks every `renorm` steps; 0 never does
+        renorm:bool=True, # Rescale filter banks before each step?
         compile:bool=False # Run the update through `torch.compile`?
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, muon=muon, steps=steps,
-                                      renorm=renorm, compile=compile, n=0, lr_mult=1.))
+                                      renorm=renorm, compile=compile, lr_mult=1.))
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -161,11 +158,9 @@ class Muon(torch.optim.Optimizer):
         step = _muon_step if group['muon'] else _sgd_step
         rates = group['lr'],group['momentum']
         if group['compile']: step,rates = _compiled(step),self._as_tensors(i, params[0].device, rates)
-        if group['muon']:
-            renorm = group['renorm']>0 and group['n']%group['renorm']==0
-            step(params, grads, bufs, *rates, group['steps'], renorm, _muon_dtype(params[0]))
-        else: step(params, grads, bufs, *rates, group['weight_decay'])
-        group['n'] += 1 # steps so far
+        if group['muon']: args = group['steps'],group['renorm'],_muon_dtype(params[0])
+        else: args = group['weight_decay'],
+        step(params, grads, bufs, *rates, *args)
 
     def _as_tensors(self, i, device, values):
         "Return hyperparameters as tensors, since a compiled step is specialised to numbers"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib,gc,time,warnings
 from collections import Counter
 from contextlib import ExitStack,contextmanager
-from types import MethodType
 from fastai.vision.all import *
 from fastai.callback import fp16
 from fastai.callback.fp16 import AMPMode
@@ -27,7 +26,8 @@ __all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'Compile', 'St
 # %% ../nbs/14_precision.ipynb #6f5a9538
 class MixedPrecision(FitCallback, fp16.MixedPrecision):
     "fastai's `MixedPrecision` on the device of the model. Only fp16 needs scaled gradients: bf16 has the range of fp32"
-    during,autocast,_entered = ('fit','range_test','evaluation'),None,ExitStack()
+    during = 'fit','range_test','evaluation'
+    autocast,_entered = None,ExitStack()
 
     def before_batch(self):
         self._close()
@@ -80,7 +80,8 @@ def autocast_of(
     learn:Learner # Any learner
 ): # Context manager
     "Return an autocast region of a learner's precision, for a forward pass outside a fit"
-    return getattr(getattr(learn, 'mixed_precision', None), 'region', contextlib.nullcontext)()
+    mixed = getattr(learn, 'mixed_precision', None) # or fastai's own, which has no region
+    return mixed.region() if isinstance(mixed, MixedPrecision) else contextlib.nullcontext()
 
 # %% ../nbs/14_precision.ipynb #e3cd41f6
 _precision_cbs = [fp16.MixedPrecision, ChannelsLast, PackedConv]
@@ -212,7 +213,6 @@ class StepGraphs(FitCallback):
         opt,compiled = getattr(self.opt, 'opt', self.opt),getattr(self.learn, 'compile', None)
         if torch.device(self.dls.device).type!='cuda': return 'the device is not a CUDA GPU'
         if not isinstance(opt, (torch.optim.SGD,Muon)): return f'{type(opt).__name__} is neither SGD nor Muon'
-        if any(g.get('renorm', 1)>1 for g in opt.param_groups): return 'Muon varies its steps, set renorm=1'
         if hasattr(self.learn, 'scaler') and self.learn.scaler.is_enabled(): return 'fp16 scales gradients, use bf16'
         if num_distrib()>1: return 'several processes share each step'
         if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile has a mode, leave it out'
@@ -245,7 +245,7 @@ class StepGraphs(FitCallback):
         "Return what the graph of this step depends on; None if it cannot be recorded"
         states = [cb.graph_state() for cb in self._stateful]
         if None in states: return None
-        hypers = [tuple((k,v) for k,v in g.items() if k not in ('params','lr','n')) for g in self._groups]
+        hypers = [tuple((k,v) for k,v in g.items() if k not in ('params','lr')) for g in self._groups]
         return tuple((o.shape,o.dtype) for o in (*self.xb,*self.yb)),tuple(states),tuple(hypers)
 
     def _one_batch(self):

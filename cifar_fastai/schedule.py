@@ -1,4 +1,4 @@
-"""Learning rate and momentum of every step, known before the training; and a range test that leaves no trace
+"""Learning rate and momentum of every step, and a range test without side effects
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/schedule.html.md"""
 
@@ -289,17 +289,16 @@ class RangeTest:
     def __init__(self,
         lrs, # Learning rate of each step
         losses, # Loss of each step
-        smooth, # Smoothed loss of each step
-        flat_below:float=.01 # A curve is flat if it falls by less than this fraction of its start, or its noise
+        smooth # Smoothed loss of each step
     ):
-        self.lrs,self.losses,self.smooth,self.suggestions = np.array(lrs),np.array(losses),np.array(smooth),{}
+        self.lrs,self.losses,self.smooth = map(np.array, (lrs,losses,smooth))
+        self.suggestions,self.grows,self.flat = {},True,False
         n,skip = len(self.lrs),len(self.lrs)//10
-        self.start = np.median(self.losses[:max(5,skip)]) if n else np.nan
-        noise = np.diff(self.losses[:20]).std()/2**.5 if n>2 else 0.
-        low = self.smooth[skip:].min() if n else np.inf
-        self.drop = float(1-low/self.start)
-        self.grows = bool(not n or (self.smooth[-1]>1.5*self.start and low>.99*self.start))
-        self.flat = bool(not self.grows and self.start-low<max(flat_below*abs(self.start), 2*noise))
+        if not n: return
+        self.start,low = np.median(self.losses[:max(5,skip)]),self.smooth[skip:].min()
+        noise = np.diff(self.losses[:20]).std()/2**.5 if n>1 else 0.
+        self.grows = bool(self.smooth[-1]>1.5*self.start and low>.99*self.start)
+        self.flat = bool(not self.grows and self.start-low<max(.01*abs(self.start), 2*noise))
         if self.flat or self.grows or n<20: return
         x,y = tensor(self.lrs[skip:]),tensor(self.smooth[skip:])
         to_lowest = max(int(y.argmin())+1, 2) # after the lowest loss, a fall is only the way back from a rise
@@ -308,14 +307,11 @@ class RangeTest:
             self.suggestions[f.__name__] = float(f(x[:i], y[:i], i)[0])
 
     def __repr__(self):
-        span = 'no step with a finite loss'
-        if len(self.lrs): span = f'{len(self.lrs)} steps from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}'
-        res = f'Range test, {span}'
+        if not len(self.lrs): return 'Range test: no step had a finite loss. Start at a lower rate'
+        res = f'Range test, {len(self.lrs)} steps from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}'
         if self.grows: return f'{res}: the loss only grows. Start at a lower rate'
-        if self.flat: return (
-            f'{res}: the curve is flat. The smoothed loss, {self.start:.4f} at the start, falls by at most '
-            f'{max(self.drop,0):.2%}, which is within its noise, so no rate can be suggested. Either the gradients '
-            'vanish (check the initialisation and the activations), or all of these rates are too low')
+        if self.flat: return (f'{res}: the curve is flat, so no rate can be suggested. Either the gradients vanish '
+                              '(check the initialisation and the activations), or all of these rates are too low')
         if not self.suggestions: return f'{res}: too short for suggestions. Start at a lower rate, or take more steps'
         return '\n'.join([res, *(f'{k:>8} {v:.2e}  {self.meanings[k]}' for k,v in self.suggestions.items())])
 
@@ -323,8 +319,8 @@ class RangeTest:
         ax=None # Axes to draw on; None makes new ones
     ): # The axes
         "Plot raw and smoothed loss over the learning rate, with the suggestions"
-        if ax is None: ax = plt.subplots(figsize=(6,3.4), layout='constrained')[1]
-        ax.plot(self.lrs, self.losses, color='0.7', lw=1, label='raw')
+        if ax is None: ax = plt.subplots(figsize=(6.44,3.2), layout='constrained')[1]
+        ax.plot(self.lrs, self.losses, color='#808080', lw=.7, label='raw')
         ax.plot(self.lrs, self.smooth, color=okabe_ito[0], label='smoothed')
         for (name,lr),marker,color in zip(self.suggestions.items(), 'osD^', okabe_ito[1:]):
             loss = np.interp(np.log(lr), np.log(self.lrs), self.smooth)
@@ -348,10 +344,9 @@ def range_test(self:Learner,
 
     Weights, optimizer, RNG state, data order, recorder and files stay as they are.
     Raise `ValueError` for arguments out of range."""
-    if not 0<start<end<math.inf: raise ValueError(f'range_test: start={start!r}, end={end!r}, expected 0 < start < end')
-    if not 0<=smooth<1: raise ValueError(f'range_test: smooth={smooth!r}, expected at least 0 and below 1')
-    if not num_it>=1: raise ValueError(f'range_test: num_it={num_it!r}, expected at least 1')
-    if not stop>1: raise ValueError(f'range_test: stop={stop!r}, expected above 1')
+    if not (0<start<end<math.inf and num_it>=1 and 0<=smooth<1 and stop>1):
+        raise ValueError(f'range_test: {start=}, {end=}, {num_it=}, {smooth=}, {stop=}, expected 0 < start < end, '
+                         'num_it of at least 1, smooth from 0 to below 1, and stop above 1')
     if not len(self.dls.train): raise ValueError('range_test: the training set has no batch; lower the batch size')
     ramp = _Ramp(start, end, num_it, smooth, stop)
     with _untouched(self),self.no_logging(): self.fit(num_it//len(self.dls.train)+1, cbs=ramp)

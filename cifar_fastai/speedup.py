@@ -1,4 +1,4 @@
-"""Whitening, progressive resizing and weight averaging, by which the CIFAR-10 speed records save epochs
+"""Whitening, progressive resizing and weight averaging, with which the CIFAR-10 speed records save epochs
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/speedup.html.md"""
 
@@ -46,15 +46,13 @@ class Whiten(FitCallback):
     def graph_state(self): return 'frozen' if self.frozen or self._done()>=1 else None # see `StepGraphs`
 
     def before_step(self):
-        bias,done = get_model(self.learn.model).whiten.bias,self._done()
-        self.frozen = self.frozen or done>=1
-        self._before = None if self.frozen else (bias, bias.detach().clone(), done)
+        bias = get_model(self.learn.model).whiten.bias
+        self.frozen = self.frozen or self._done()>=1
         if self.frozen: bias.grad = None # so that no optimizer moves it
+        else: self._before = bias.detach().clone()
 
     def after_step(self):
-        if self._before is None: return
-        bias,before,done = self._before
-        bias.data.lerp_(before, done)
+        if not self.frozen: get_model(self.learn.model).whiten.bias.data.lerp_(self._before, self._done())
 
     def state_dict(self): return dict(done=self.done, frozen=self.frozen)
     def load_state_dict(self, state): self.done,self.frozen = state['done'],state.get('frozen', False)
