@@ -1,4 +1,4 @@
-"""`FitCallback`, for callbacks that are called in trainings only and clean up after them, and the callbacks of the recipes
+"""`FitCallback`, a base class for callbacks that act only in a training, and the callbacks of the recipes
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 

@@ -67,10 +67,12 @@ def sgd(
 # %% ../nbs/09_optim.ipynb #f23de16c
 def adam(
     mom:float=.9, # First beta: of the average of gradients
+    beta2:float=.999, # Second beta: of the average of their squares
+    eps:float=1e-8, # Added to the square root
     wd:float=0. # Weight decay, added to the gradient
 ): # For `Learner(opt_func=...)`
     "Return torch's Adam as a fastai `opt_func`"
-    return torch_opt(torch.optim.Adam, betas=(mom,.999), weight_decay=wd)
+    return torch_opt(torch.optim.Adam, betas=(mom,beta2), eps=eps, weight_decay=wd)
 
 # %% ../nbs/09_optim.ipynb #799a920c
 def _muon_dtype(x):
@@ -81,7 +83,7 @@ def orthogonalize(
     g:Tensor, # Matrices [..., n, m]
     steps:int=3, # Newton-Schulz iterations
     dtype:torch.dtype|None=None # Data type to compute in; None is bf16, or fp32 on a CPU that does not compute in bf16
-) -> Tensor: # Matrices of the same shape, with singular values between about 0.7 and 1.2
+) -> Tensor: # Matrices of the same shape; singular values are mostly between 0.7 and 1.2, those near 0 stay smaller
     "Approximate the nearest orthogonal matrices, `U Vᵀ` of the SVD, by Newton-Schulz iterations (K. Jordan, 2024)"
     if g.ndim!=3: return orthogonalize(g.reshape(-1, *g.shape[-2:]), steps, dtype).reshape(g.shape)
     if g.shape[1]>g.shape[2]: return orthogonalize(g.mT, steps, dtype).mT
@@ -133,11 +135,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay:float=0., # Weight decay of the SGD groups, added to the gradient
         muon:bool=False, # Default of groups that do not set `muon`
         steps:int=3, # Newton-Schulz iterations
-        renorm:bool=True, # Rescale filter banks before each step?
+        renorm:int=1, # Rescale filter banks every `renorm` steps; 0 never does
         compile:bool=False # Run the update through `torch.compile`?
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, muon=muon, steps=steps,
-                                      renorm=renorm, compile=compile, lr_mult=1.))
+                                      renorm=renorm, compile=compile, n=0, lr_mult=1.))
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -158,9 +160,11 @@ class Muon(torch.optim.Optimizer):
         step = _muon_step if group['muon'] else _sgd_step
         rates = group['lr'],group['momentum']
         if group['compile']: step,rates = _compiled(step),self._as_tensors(i, params[0].device, rates)
-        if group['muon']: args = group['steps'],group['renorm'],_muon_dtype(params[0])
-        else: args = group['weight_decay'],
-        step(params, grads, bufs, *rates, *args)
+        if group['muon']:
+            renorm = group['renorm']>0 and group['n']%group['renorm']==0
+            step(params, grads, bufs, *rates, group['steps'], renorm, _muon_dtype(params[0]))
+        else: step(params, grads, bufs, *rates, group['weight_decay'])
+        group['n'] += 1 # steps so far
 
     def _as_tensors(self, i, device, values):
         "Return hyperparameters as tensors, since a compiled step is specialised to numbers"

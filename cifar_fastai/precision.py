@@ -213,6 +213,7 @@ class StepGraphs(FitCallback):
         opt,compiled = getattr(self.opt, 'opt', self.opt),getattr(self.learn, 'compile', None)
         if torch.device(self.dls.device).type!='cuda': return 'the device is not a CUDA GPU'
         if not isinstance(opt, (torch.optim.SGD,Muon)): return f'{type(opt).__name__} is neither SGD nor Muon'
+        if any(g.get('renorm', 1)>1 for g in opt.param_groups): return 'Muon varies its steps, set renorm=1'
         if hasattr(self.learn, 'scaler') and self.learn.scaler.is_enabled(): return 'fp16 scales gradients, use bf16'
         if num_distrib()>1: return 'several processes share each step'
         if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile has a mode, leave it out'
@@ -245,7 +246,7 @@ class StepGraphs(FitCallback):
         "Return what the graph of this step depends on; None if it cannot be recorded"
         states = [cb.graph_state() for cb in self._stateful]
         if None in states: return None
-        hypers = [tuple((k,v) for k,v in g.items() if k not in ('params','lr')) for g in self._groups]
+        hypers = [tuple((k,v) for k,v in g.items() if k not in ('params','lr','n')) for g in self._groups]
         return tuple((o.shape,o.dtype) for o in (*self.xb,*self.yb)),tuple(states),tuple(hypers)
 
     def _one_batch(self):
