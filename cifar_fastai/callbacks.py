@@ -15,8 +15,8 @@ from .core import *
 from .models import *
 
 # %% auto #0
-__all__ = ['restore_attrs', 'restore_rng', 'FitCallback', 'History', 'plot_history', 'L1Penalty', 'NonFiniteLossError',
-           'TerminateOnNonFinite', 'DeferredMetrics', 'FastEvents']
+__all__ = ['restore_attrs', 'restore_rng', 'FitCallback', 'History', 'plot_history', 'epoch_metrics', 'L1Penalty',
+           'NonFiniteLossError', 'TerminateOnNonFinite', 'DeferredMetrics', 'FastEvents']
 
 # %% ../nbs/10_callbacks.ipynb #cbf7601f
 @contextmanager
@@ -255,6 +255,16 @@ def plot_history(
         label_ends(ax)
     fig.suptitle('training dashed, validation solid' if several else next(iter(frames)))
     return fig
+
+def epoch_metrics(
+    learn:Learner # During or after a fit
+) -> dict: # Value by column name
+    "Return the metrics of the last epoch, from fastai's recorder and a `History`, under the names of the latter"
+    rec = learn.recorder
+    names = [o if o.startswith(('train_','valid_')) else f'valid_{o}' for o in rec.metric_names[1:]]
+    res = dict(zip(names, rec.values[-1])) if rec.values else {}
+    if rows := getattr(getattr(learn, 'history', None), 'rows', []): res.update(rows[-1])
+    return res
 
 # %% ../nbs/10_callbacks.ipynb #6a578910
 class L1Penalty(Callback):

@@ -18,12 +18,12 @@ from .callbacks import *
 from .schedule import *
 
 # %% auto #0
-__all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'epoch_metrics', 'checkpoints', 'intact_checkpoints',
-           'find_checkpoint', 'create_folder', 'lock_folder', 'Checkpoints']
+__all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'intact_checkpoints', 'find_checkpoint',
+           'create_folder', 'lock_folder', 'Checkpoints']
 
 # %% ../nbs/23_checkpoint.ipynb #39d48cde
 class CheckpointError(RuntimeError):
-    "A checkpoint that is missing, corrupt, or of another training"
+    "A checkpoint that is missing, corrupt, or belongs to another training"
 
 def write_checkpoint(
     folder, # Folder of all checkpoints of a training, created if missing
@@ -52,6 +52,13 @@ def write_checkpoint(
             if old.exists() and not final.exists(): old.replace(final)
             raise
     return final
+
+def _remove_partial(folder):
+    "Remove what a killed process was writing, and restore a checkpoint that it was replacing"
+    for o in folder.glob('.e*.*'):
+        old,final = o/'old',folder/o.name[1:].partition('.')[0]
+        if old.exists() and not final.exists(): old.replace(final)
+        shutil.rmtree(o, ignore_errors=True)
 
 def _load_state(data): return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
 
@@ -112,20 +119,10 @@ def _set_states(learn, states):
         if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(deepcopy(states[name]))
         else: vars(cb).update(states[name])
 
-def epoch_metrics(
-    learn:Learner # During or after a fit
-) -> dict: # Value by column name
-    "Return the metrics of the last epoch, from fastai's recorder and a `History`, under the names of the latter"
-    rec = learn.recorder
-    names = [o if o.startswith(('train_','valid_')) else f'valid_{o}' for o in rec.metric_names[1:]]
-    res = dict(zip(names, rec.values[-1])) if rec.values else {}
-    if rows := getattr(getattr(learn, 'history', None), 'rows', []): res.update(rows[-1])
-    return res
-
 def checkpoints(
     folder # Folder of all checkpoints of a training
 ) -> list: # Dicts with `path`, `epoch`, `step` and the entries of the manifest
-    "List the checkpoints of a training by position, the last one last, without verifying them"
+    "List the checkpoints of a training in order of epoch and step, without verifying them"
     res = []
     for o in Path(folder).expanduser().glob('e*'):
         if not (match := re.fullmatch(r'e(\d+)(?:-s(\d+))?', o.name)): continue
@@ -191,7 +188,7 @@ class Checkpoints(FitCallback):
         steps:int|None=None, # Steps between checkpoints within an epoch
         keep:int=2, # Number of latest checkpoints to keep
         monitor:str|None='valid_accuracy', # Metric whose best checkpoint is kept, too, see `epoch_metrics`
-        replan:bool=False, # Resume with another number of epochs, and the schedule of that number?
+        replan:bool=False, # Allow another number of epochs on resuming? The schedule is computed for it
         lr_scale:float=1., # Factor on all learning rates after resuming
         max_rollbacks:int=0, # Maximum number of rollbacks, each to the last finite checkpoint after a non-finite loss
         rollback_scale:float=.5, # Factor on all learning rates after each rollback
@@ -216,7 +213,7 @@ class Checkpoints(FitCallback):
             if not self._rank:
                 create_folder(self.folder)
                 undo.enter_context(lock_folder(FileLock(self.folder/'.lock')))
-                for o in self.folder.glob('.e*.*'): shutil.rmtree(o, ignore_errors=True) # left by a killed process
+                _remove_partial(self.folder)
             undo.callback(self._writer.shutdown)
             undo.callback(self._wait_for_writer)
             self._resume()
@@ -242,7 +239,7 @@ class Checkpoints(FitCallback):
         self._signal = number
 
     def _sync(self, due=False):
-        "Set `_stop_signal` and return whether a checkpoint is due in any process. All must call it at the same step"
+        "Set `_stop_signal`, return whether a checkpoint is due in any process. All processes call it at the same step"
         values = self._signal,int(due)
         self._stop_signal,due = self._distributed.max(*values) if self._distributed else values
         return due
@@ -270,9 +267,11 @@ class Checkpoints(FitCallback):
             self._stop_if_signalled('at the end')
         except BaseException as e:
             self._wait_for_writer()
-            if not isinstance(e, CancelFitException): self._report(e)
+            stopped = isinstance(e, CancelFitException) # such as early stopping
+            if not stopped: self._report(e)
             self._undo.close()
-            if self._distributed: signal.signal(signal.SIGTERM, signal.SIG_IGN) # from torchrun, while rank 0 writes
+            if self._distributed and not stopped and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN) # from torchrun, while rank 0 writes
             raise
         self._undo.close() # later signals stop at once
 
@@ -283,7 +282,7 @@ class Checkpoints(FitCallback):
     def _rest_of_epoch(self):
         "Replace `Learner.all_batches`: the batches after the step of the checkpoint"
         learn,state,self._skip = self.learn,self._skip,None
-        learn.__dict__.pop('all_batches')
+        del learn.all_batches # its class has the original
         learn.n_iter = len(learn.dl)
         self._start = state['start']
         self._set_rng(self._start)
@@ -322,8 +321,8 @@ class Checkpoints(FitCallback):
         self._lrs,step = None,self.iter+1
         self._losses.append(self.loss.detach())
         due = bool(self.minutes) and time.monotonic()-self._last_save>60*self.minutes
-        if self._distributed and step%10 and self.dls.device.type=='cuda': due = False # synchronise every ten steps
-        else: due = self._sync(due)
+        on_gpus = self._distributed and torch.device(self.dls.device).type=='cuda'
+        due = False if on_gpus and step%10 else self._sync(due) # synchronise every ten steps
         if self._stop_signal:
             self._save(self.epoch, step)
             self._stop_if_signalled(f'in epoch {self.epoch+1} after step {step}')
@@ -431,7 +430,7 @@ class Checkpoints(FitCallback):
         if state['n_iter']!=n_iter:
             raise CheckpointError(f"{path}: an epoch has {state['n_iter']} steps in the checkpoint and {n_iter} "
                                   'in this training; use the same images and batch size')
-        if done>n_epoch or planned!=n_epoch and not self.replan:
+        if done>n_epoch or (planned!=n_epoch and not self.replan):
             raise CheckpointError(f'{path}: {done} of {planned} epochs are done, but this training has {n_epoch}. '
                                   f'Train for {planned}, or for at least {done} with replan=True')
 
@@ -480,7 +479,8 @@ class Checkpoints(FitCallback):
     def _report(self, e):
         "Write where the training stopped and how to resume it to `crash.txt`, and add it to the error as a note"
         try:
-            learn,part = self.learn,'' if self.learn.training else ' of the validation'
+            learn = self.learn
+            part = '' if learn.training else ' of the validation'
             losses = ', '.join(f'{float(o.mean()):.4f}' for o in self._losses) or 'none'
             text = (f'{time.strftime("%Y-%m-%d %H:%M:%S")}, epoch {learn.epoch+1} of {self.n_epoch}, '
                     f'step {getattr(learn, "iter", -1)+1} of {getattr(learn, "n_iter", 0)}{part}, '
@@ -491,4 +491,4 @@ class Checkpoints(FitCallback):
             if self._rank: return
             with open(self.folder/'crash.txt', 'a', encoding='utf-8') as f:
                 f.write(f'{type(e).__name__}: {error_text(e)}\n{text}\n\n')
-        except Exception as other: warnings.warn(f'no crash report: {other}') # the error itself is raised
+        except Exception as other: warnings.warn(f'no crash report: {other}') # the original error is raised

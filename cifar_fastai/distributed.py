@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/distributed.html.md"""
 
 # %% ../nbs/15_distributed.ipynb #62deb967
 from __future__ import annotations
-import atexit,os,warnings
+import atexit,os,pickle,warnings
 from contextlib import contextmanager
 from datetime import timedelta
 try: from accelerate import PartialState
@@ -31,12 +31,23 @@ def start_processes(
 ):
     """Connect the processes that torchrun or accelerate launch started, by NCCL on GPUs and gloo on CPUs
 
-    Do nothing in a single process."""
+    Do nothing in a single process, or if they are connected; the timeout is then that of the first call."""
     if num_distrib()<2 or torch.distributed.is_initialized(): return
     on_cpu = torch.device(device or default_device()).type=='cpu'
     kwargs = dict(timeout=timedelta(hours=hours)) if hours else {}
     PartialState(cpu=on_cpu, **kwargs)
     atexit.register(teardown_distrib)
+
+def _call(f, *args):
+    "Call a function and return (result, exception), both of which can be sent to other processes"
+    result,error = None,None
+    try: result = f(*args)
+    except Exception as e: error = e
+    try: pickle.loads(pickle.dumps((result,error)))
+    except Exception as e:
+        reason = error or e
+        result,error = None,RuntimeError(f'{type(reason).__name__}: {reason}')
+    return result,error
 
 def on_rank0(
     f, # Function without arguments, called on rank 0 only
@@ -45,27 +56,24 @@ def on_rank0(
     "Call `f` on rank 0 and return its result in all processes. Raise its exception in all of them"
     if num_distrib()<2: return f()
     start_processes(device)
-    result,error = None,None
-    if rank_distrib()==0:
-        try: result = f()
-        except Exception as e: error = e
-    result,error = broadcast_object_list([result,error])
+    done = _call(f) if rank_distrib()==0 else (None,None)
+    result,error = broadcast_object_list(list(done))
     if error is not None: raise error
     return result
 
 # %% ../nbs/15_distributed.ipynb #4f830452
 class ProcessExitedError(RuntimeError):
-    "Another process of the training has ended, so this one cannot continue"
+    "Communication with another process of the training failed, probably because it has ended"
 
 @contextmanager
 def detect_exited_process():
-    "Raise `ProcessExitedError` instead of torch's communication errors in the block; other errors propagate"
+    "Raise `ProcessExitedError` from torch's communication errors in the block; other errors propagate"
     try: yield
     except RuntimeError as e:
         is_lost = isinstance(e, torch.distributed.DistError) or 'gloo' in str(e) or 'NCCL' in str(e)
         if not is_lost: raise
-        raise ProcessExitedError('another process of this training has ended, so this one cannot continue. '
-                          'Look for the error message of that process; a killed process leaves none') from e
+        raise ProcessExitedError('communication with another process of this training failed. It has probably ended: '
+                                 'look for its error message; a killed process leaves none') from e
 
 # %% ../nbs/15_distributed.ipynb #ed89b3d6
 class Distributed(FitCallback, DistributedTrainer):
@@ -77,7 +85,7 @@ class Distributed(FitCallback, DistributedTrainer):
     ):
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False) # `after_train` does it once an epoch
         kwargs.setdefault('kwargs_handlers', [ddp])
-        super().__init__(False, mixed_precision='no', **kwargs)
+        super().__init__(sync_bn=False, mixed_precision='no', **kwargs)
         self.sync,self._norms = sync_bn,[]
 
     def before_fit(self):
@@ -97,7 +105,9 @@ class Distributed(FitCallback, DistributedTrainer):
             m.process_group = None
 
     def _check_loaders(self):
-        def facts(dl): return type(dl).__name__,dl.n,dl.bs,getattr(dl, 'seed', None),getattr(dl, 'epoch', None)
+        def facts(dl):
+            seeds = {k: getattr(dl, k, None) for k in ('seed','epoch')}
+            return dict(loader=type(dl).__name__, n=dl.n, bs=dl.bs, **seeds)
         loaders = gather_object([[facts(o) for o in self.dls.loaders]])
         if any(o!=loaders[0] for o in loaders):
             raise ValueError(f'the processes have different images, batch sizes or seeds: {loaders}. '
@@ -117,16 +127,17 @@ class Distributed(FitCallback, DistributedTrainer):
         if weight!=1: self.learn.loss_grad = self.loss_grad*weight
 
     def after_train(self):
-        self._gather(self.recorder._train_mets[1:])
+        self._gather(self.recorder._train_mets[1:]) # without the smoothed loss
         for o in self.model.buffers(): torch.distributed.broadcast(o, 0) # running averages of batch norm
     def after_validate(self): self._gather(self.recorder._valid_mets)
 
     def _gather(self, metrics):
         for m in metrics:
             if hasattr(m, 'total'):
-                total,count = self.sum(torch.tensor([float(m.total),m.count])).tolist()
+                total,count = self.sum(torch.tensor([float(m.total),m.count], dtype=torch.float64)).tolist()
                 m.total,m.count = total,int(count)
             elif hasattr(m, 'preds'): m.preds,m.targs = gather_object(m.preds),gather_object(m.targs)
+            else: warnings.warn(f'{m.name}: of the shard of this process only; it has neither `total` nor `preds`')
 
     def after_fit(self): self.cleanup()
     def cleanup(self):
@@ -175,9 +186,9 @@ def to_distributed(self:Learner,
 @contextmanager
 def single_process():
     "Run a block as if this process were the only one"
-    was = {k: os.environ.pop(k) for k in ('RANK','WORLD_SIZE') if k in os.environ}
+    saved = {k: os.environ.pop(k) for k in ('RANK','WORLD_SIZE') if k in os.environ}
     try: yield
-    finally: os.environ.update(was)
+    finally: os.environ.update(saved)
 
 def distributed_map(
     f, # Function that takes one job
@@ -188,10 +199,7 @@ def distributed_map(
     jobs = list(jobs)
     if num_distrib()<2: return [f(o) for o in jobs]
     start_processes(device, hours=24*7)
-    def run(job):
-        try: return f(job),None
-        except Exception as e: return None,e
-    with PartialState().split_between_processes(jobs) as mine,single_process(): done = [run(o) for o in mine]
+    with PartialState().split_between_processes(jobs) as mine,single_process(): done = [_call(f, o) for o in mine]
     done = gather_object(done) # in the order of the jobs
     for _,error in done:
         if error is not None: raise error

@@ -14,7 +14,7 @@ from .callbacks import *
 from .models import inference_copy
 from .overlay import plot_cams
 from .interpret import plot_confusion
-from .checkpoint import create_folder,epoch_metrics
+from .checkpoint import create_folder
 
 # %% auto #0
 __all__ = ['TensorBoardLog']
