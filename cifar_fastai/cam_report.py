@@ -48,11 +48,12 @@ def edge_map(
     x:Tensor, # Images [N, C, H, W]
     target # Unused
 ) -> Tensor: # Maps [N, H, W] in 0..1
-    "Return the magnitude of the Sobel gradient of the grey image, divided by its maximum"
+    "Return the magnitude of the Sobel gradient of the grey image, divided by its maximum; 0 for a constant image"
     sobel = tensor([[1.,2,1],[0,0,0],[-1,-2,-1]]).to(x)
     grey = F.pad(x.mean(1, keepdim=True), (1,1,1,1), mode='replicate')
     maps = F.conv2d(grey, torch.stack([sobel,sobel.t()])[:,None]).norm(dim=1)
-    return maps/maps.amax((1,2), keepdim=True).clamp(min=1e-12)
+    highest = maps.amax((1,2), keepdim=True)
+    return maps/highest.where(highest>1e-3, math.inf) # below a grey level, it is rounding
 
 control_maps = {'random map': random_map, 'centre': centre_map, 'edges': edge_map}
 
@@ -80,11 +81,10 @@ def ssim(
 
 # %% ../nbs/22_cam_report.ipynb #dd8c775b
 def confidence_interval(
-    values # Values of a metric, one for each image; NaN is left out
-) -> dict: # mean, low, high, and n, the number of values
+    values # Values of a metric, one for each image
+) -> dict: # mean, low, high, n
     "Return the mean and its 95 % confidence interval by the normal approximation"
     values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
     half = 1.96*values.std(ddof=1)/len(values)**.5
     return dict(mean=values.mean(), low=values.mean()-half, high=values.mean()+half, n=len(values))
 
@@ -285,11 +285,12 @@ class CamReport:
 
     def __str__(self):
         if not self.failed: return f'{self.method}: the maps depend on the head, all weights and the class.'
-        high_mean = self._checks['mean'][self.failed]>=.5
-        hardly,unclear = ' or '.join(high_mean.index[high_mean]),' or '.join(high_mean.index[~high_mean])
+        hardly = [k for k in self.failed if self._checks['mean'][k]>=.5]
+        unclear = [k for k in self.failed if k not in hardly]
         text = f'{self.method}:'
-        if hardly: text += f' the maps hardly depend on {hardly}; do not take them as explanations.'
-        if unclear: text += f' the maps may not depend on {unclear} (interval reaches 0.5); use more images.'
+        if hardly: text += f' the maps hardly depend on {" or ".join(hardly)}; do not take them as explanations.'
+        if unclear:
+            text += f' the maps may not depend on {" or ".join(unclear)} (interval reaches 0.5); use more images.'
         return text
 
     def plot(self) -> plt.Figure:
@@ -338,13 +339,14 @@ def cam_report(
         with GradCAM(model, layer, method) as cam: return cam(x, target)
     name = method if isinstance(method, str) else method.__name__
     x,y,target,inside = _load(learn, n, boxes)
-    similarity = cam_randomisation(explain, learn.model, x, target, seed=seed, **kwargs)
     mixed,quadrants = mosaics(x, y, seed)
+    similarity = cam_randomisation(explain, learn.model, x, target, seed=seed, **kwargs)
     rows = []
     for k,f in _progress(learn, {name: explain, **control_maps}, 'scoring maps'):
         scores = map_scores(learn.model, x, f(learn.model, x, target), target, inside)
         scores['focus'] = pointing(f(learn.model, mixed, y), quadrants)[1]
-        scores['max-sensitivity'] = max_sensitivity(f, learn.model, x, target, seed=seed).cpu()
+        sensitivity = max_sensitivity(f, learn.model, x, target, seed=seed).cpu()
+        scores['max-sensitivity'] = sensitivity[~sensitivity.isnan()] # without maps that are zero everywhere
         rows += [dict(metric=metric, map=k, **confidence_interval(v)) for metric,v in scores.items()]
     return CamReport(name, pd.DataFrame(rows), similarity)
 
