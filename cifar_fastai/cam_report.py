@@ -13,6 +13,7 @@ from scipy.sparse.linalg import splu
 from scipy.stats import rankdata
 from torchvision.transforms.functional import gaussian_blur
 from .core import *
+from .data import read_image
 from .models import eval_mode
 from .placement import resample
 from .gradcam import *
@@ -28,8 +29,8 @@ def random_map(
     model, # Unused
     x:Tensor, # Images [N, C, H, W]
     target # Unused
-) -> Tensor: # Maps [N, H, W]
-    "Return random maps of 4x4 cells, interpolated; the same in each call"
+) -> Tensor: # Maps [N, H, W] in 0..1
+    "Return interpolated random maps of 4x4 cells, the same in each call"
     cells = torch.rand(len(x), 4, 4, generator=torch.Generator().manual_seed(0))
     return resample(cells, x.shape[-2:]).to(x.device)
 
@@ -37,7 +38,7 @@ def centre_map(
     model, # Unused
     x:Tensor, # Images [N, C, H, W]
     target # Unused
-) -> Tensor: # Maps [N, H, W]
+) -> Tensor: # Maps [N, H, W] in 0..1
     "Return a Gaussian at the centre of the image; its standard deviation is a quarter of the side"
     rows,columns = [torch.linspace(-2, 2, n, device=x.device) for n in x.shape[-2:]]
     return (-(rows[:,None]**2+columns**2)/2).exp().expand(len(x),-1,-1)
@@ -46,11 +47,13 @@ def edge_map(
     model, # Unused
     x:Tensor, # Images [N, C, H, W]
     target # Unused
-) -> Tensor: # Maps [N, H, W]
-    "Return the magnitude of the Sobel gradient of the grey image"
+) -> Tensor: # Maps [N, H, W] in 0..1
+    "Return the magnitude of the Sobel gradient of the grey image, divided by its maximum; 0 for a constant image"
     sobel = tensor([[1.,2,1],[0,0,0],[-1,-2,-1]]).to(x)
     grey = F.pad(x.mean(1, keepdim=True), (1,1,1,1), mode='replicate')
-    return F.conv2d(grey, torch.stack([sobel,sobel.t()])[:,None]).norm(dim=1)
+    maps = F.conv2d(grey, torch.stack([sobel,sobel.t()])[:,None]).norm(dim=1)
+    highest = maps.amax((1,2), keepdim=True)
+    return maps/highest.where(highest>1e-3, math.inf) # below a grey level, it is rounding
 
 control_maps = {'random map': random_map, 'centre': centre_map, 'edges': edge_map}
 
@@ -97,15 +100,18 @@ def shuffle_weights(
 def cam_randomisation(
     explain, # Function of model, images and classes that returns maps [N, H, W] in 0..1
     model:nn.Module, # A trained model; it is not changed
-    x:Tensor, # Images, normalised as the model expects them, [N, C, H, W]
+    x:Tensor, # At least 2 images, normalised as the model expects them, [N, C, H, W]
     target:Tensor, # Class of each map [N]
-    steps:int=5, # Number of groups of layers: the head, then the others in groups of about equal size
+    steps:int=5, # Number of groups of layers, at least 2: the head, then the others in groups of about equal size
     seeds:int=3, # Number of repetitions, which are averaged for each image
     samples:int=2, # Number of noisy copies of each image whose maps are averaged
     noise:float=.1, # Standard deviation of this noise, for images with a standard deviation of 1
     seed:int=0 # Seed of noise and permutations
 ) -> pd.DataFrame: # measure, step, mean, low, high, n; a step is named after the last layer that it randomises
     "Compare maps with those of the same model after its layers are randomised one after another, the head first"
+    if len(x)<2: raise ValueError(f'{len(x)} images: a confidence interval needs at least 2')
+    if steps<2: raise ValueError(f'{steps=}: expected at least 2, the head and the other layers')
+    if min(seeds, samples)<1: raise ValueError(f'{seeds=}, {samples=}: expected at least 1 of each')
     g = torch.Generator().manual_seed(seed)
     noisy = [x+noise*torch.randn(x.shape, generator=g).to(x.device) for _ in range(samples)]
     def smooth(model, target): return torch.stack([explain(model, o, target) for o in noisy]).mean(0)
@@ -158,8 +164,8 @@ def road(
     n_pixels = maps[0].numel()
     rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view_as(maps)
     def prob(missing): return model(impute(x, missing)).float().softmax(1).gather(1, target[:,None])[:,0]
-    with eval_mode(model):
-        gains = [prob(rank>=n_pixels-round(o*n_pixels))-prob(rank<round(o*n_pixels)) for o in fractions]
+    def gain(k): return prob(rank>=n_pixels-k)-prob(rank<k) # k least, k most important removed
+    with eval_mode(model): gains = [gain(round(o*n_pixels)) for o in fractions]
     return torch.stack(gains).mean(0)/2
 
 # %% ../nbs/22_cam_report.ipynb #0906136e
@@ -188,14 +194,16 @@ def max_sensitivity(
     radius:float=.1, # Maximum change of a value, for images with a standard deviation of 1
     samples:int=5, # Number of random changes
     seed:int=0 # Seed of the changes
-) -> Tensor: # [N]; 0 if the map does not depend on the image
+) -> Tensor: # [N]; 0 if the map does not depend on the image, NaN if it is zero everywhere
     "Return the largest change of each map, relative to its norm, under small changes of the image"
     g = torch.Generator().manual_seed(seed)
     maps = explain(model, x, target)
     def change():
         changed = x+radius*(2*torch.rand(x.shape, generator=g).to(x.device)-1)
         return (explain(model, changed, target)-maps).flatten(1).norm(dim=1)
-    return torch.stack([change() for _ in range(samples)]).amax(0)/maps.flatten(1).norm(dim=1).clamp(min=1e-12)
+    largest = torch.stack([change() for _ in range(samples)]).amax(0)
+    norm = maps.flatten(1).norm(dim=1)
+    return largest/norm.where(norm>0, math.nan)
 
 # %% ../nbs/22_cam_report.ipynb #d984b97b
 def map_scores(
@@ -205,7 +213,7 @@ def map_scores(
     target:Tensor, # Class of each map [N]
     inside:Tensor|None=None # Masks [N, H, W], 1 in the box of the object, else 0
 ) -> dict: # Metrics, each with its values [N]
-    "Return pointing game and energy if there are boxes, the areas under curves of eight steps, and ROAD"
+    "Return the areas under eight-step deletion and insertion curves, ROAD, and with boxes, pointing game and energy"
     scores = {}
     if inside is not None: scores['pointing game'],scores['energy'] = pointing(maps, inside)
     for name,baseline in {'mean colour': 0., 'blur': gaussian_blur(x, 11, 5.)}.items():
@@ -214,12 +222,13 @@ def map_scores(
     scores['ROAD'] = road(model, x, maps, target)
     return {k: v.cpu() for k,v in scores.items()}
 
-def _lower_is_better(metric): return metric.startswith(('deletion','max'))
+def _lower_is_better(metric): return metric.startswith('deletion') or metric=='max-sensitivity'
 
 # %% ../nbs/22_cam_report.ipynb #ac75a5e3
 def _load(learn, n, boxes):
     "Return evenly spaced validation images, their classes, predicted classes, and masks of their boxes, if known"
     items,path = as_dl(learn).dataset.items,learn.dls.path
+    if min(n, len(items))<2: raise ValueError(f'{n=} of {len(items)} images: a confidence interval needs at least 2')
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items)-1, n).round().astype(int))]
     x,y = learn.dls.test_dl(chosen, bs=len(chosen), with_labels=True).one_batch()
     x,y = x.as_subclass(Tensor),y.as_subclass(Tensor)
@@ -228,8 +237,10 @@ def _load(learn, n, boxes):
     if boxes is None: return x,y,target,None
     inside = torch.zeros(len(x), *x.shape[-2:])
     for mask,f in zip(inside, chosen):
-        x0,y0,x1,y1 = boxes.loc[f.relative_to(path).as_posix()]
-        mask[y0:y1,x0:x1] = 1
+        x0,y0,x1,y1 = boxes.loc[f.relative_to(path).as_posix(),['x0','y0','x1','y1']]
+        height,width = read_image(f).shape[:2] # the loader may resize
+        by_row,by_column = mask.shape[0]/height,mask.shape[1]/width
+        mask[round(y0*by_row):round(y1*by_row),round(x0*by_column):round(x1*by_column)] = 1
     return x,y,target,inside
 
 def _progress(learn, named, label):
@@ -262,22 +273,33 @@ class CamReport:
         return cells.rename(lambda o: f'{o} {"↓" if _lower_is_better(o) else "↑"}')
 
     @property
+    def _checks(self):
+        "Rank correlations after the head, all weights and the class are changed, by what is changed"
+        rank = self.similarity.query("measure=='rank correlation'").iloc[[0,-2,-1]]
+        return rank.set_axis(['the head of the model','the weights of the model','the class'])
+
+    @property
     def failed(self):
-        "What the maps hardly depend on: without it, the interval of their rank correlation reaches 0.5"
-        high = self.similarity.query("measure=='rank correlation'").high.values
-        checks = {'the head of the model': high[0], 'the weights of the model': high[-2], 'the class': high[-1]}
-        return [k for k,v in checks.items() if v>=.5]
+        "What the maps may not depend on: without it, the interval of their rank correlation reaches 0.5"
+        return [k for k,high in self._checks.high.items() if not high<.5] # NaN fails, too
 
     def __str__(self):
         if not self.failed: return f'{self.method}: the maps depend on the head, all weights and the class.'
-        return f'{self.method}: the maps hardly depend on {" or ".join(self.failed)}; do not take them as explanations.'
+        hardly = [k for k in self.failed if self._checks['mean'][k]>=.5]
+        unclear = [k for k in self.failed if k not in hardly]
+        text = f'{self.method}:'
+        if hardly: text += f' the maps hardly depend on {" or ".join(hardly)}; do not take them as explanations.'
+        if unclear:
+            text += f' the maps may not depend on {" or ".join(unclear)} (interval reaches 0.5); use more images.'
+        return text
 
     def plot(self) -> plt.Figure:
         "Plot the scores of all maps, and the similarity of maps by randomised layer, with 95 % confidence intervals"
         fig,(left,right) = plt.subplots(1, 2, figsize=(6.44,4.4), width_ratios=(3,2), layout='constrained')
-        for i,(name,o) in enumerate(self.scores.groupby('map', sort=False)):
-            y = np.arange(len(o))+.18*(i-1.5)
-            left.errorbar(o['mean'], y, xerr=o.high-o['mean'], fmt='osD^'[i], ms=4, color=okabe_ito[i], label=name)
+        offsets = .18*(np.arange(4)-1.5) # of the four maps within a row
+        for offset,marker,color,(name,o) in zip(offsets, 'osD^', okabe_ito, self.scores.groupby('map', sort=False)):
+            y = np.arange(len(o))+offset
+            left.errorbar(o['mean'], y, xerr=o.high-o['mean'], fmt=marker, ms=4, color=color, label=name)
         left.set_yticks(range(len(self.table)), self.table.index, fontsize=9)
         left.set(xlabel='score', ylim=(len(self.table)-.4,-.6))
         left.legend(fontsize=9, loc='lower center', bbox_to_anchor=(.3,1), ncols=2)
@@ -306,8 +328,8 @@ def cam_report(
     learn:Learner, # A trained learner
     method='gradcam', # Name in `cam_methods`, or a function, as for `GradCAM`
     layer:str|None=None, # Name of the layer; None: the last one that returns a feature map
-    n:int=200, # Number of images, evenly spaced over the validation set
-    boxes:pd.DataFrame|None=None, # x0, y0, x1, y1 by `file`, relative to `dls.path`; None: `boxes.csv`, if it exists
+    n:int=200, # Number of images, at least 2, evenly spaced over the validation set
+    boxes:pd.DataFrame|None=None, # x0, y0, x1, y1 in pixels, by file relative to `dls.path`; None: `boxes.csv`, if any
     seed:int=0, # Seed of mosaics, noise and permutations
     **kwargs # Further arguments of `cam_randomisation`
 ) -> CamReport: # A notebook shows it as a table and a figure
@@ -318,33 +340,35 @@ def cam_report(
     name = method if isinstance(method, str) else method.__name__
     x,y,target,inside = _load(learn, n, boxes)
     mixed,quadrants = mosaics(x, y, seed)
+    similarity = cam_randomisation(explain, learn.model, x, target, seed=seed, **kwargs)
     rows = []
     for k,f in _progress(learn, {name: explain, **control_maps}, 'scoring maps'):
         scores = map_scores(learn.model, x, f(learn.model, x, target), target, inside)
         scores['focus'] = pointing(f(learn.model, mixed, y), quadrants)[1]
-        scores['max-sensitivity'] = max_sensitivity(f, learn.model, x, target, seed=seed).cpu()
+        sensitivity = max_sensitivity(f, learn.model, x, target, seed=seed).cpu()
+        scores['max-sensitivity'] = sensitivity[~sensitivity.isnan()] # without maps that are zero everywhere
         rows += [dict(metric=metric, map=k, **confidence_interval(v)) for metric,v in scores.items()]
-    similarity = cam_randomisation(explain, learn.model, x, target, seed=seed, **kwargs)
     return CamReport(name, pd.DataFrame(rows), similarity)
 
 # %% ../nbs/22_cam_report.ipynb #f630690f
 def _compare_layers(scores):
     "Return the layer that is best or tied with the best on most metrics, and a table, from values by layer and metric"
-    table,metrics = pd.DataFrame(index=[*scores], columns=[*next(iter(scores.values()))]),Counter()
+    table = pd.DataFrame(index=[*scores], columns=[*next(iter(scores.values()))])
+    n_best = Counter()
     for metric in table:
         sign = -1 if _lower_is_better(metric) else 1
         values = {k: sign*np.asarray(o[metric], float) for k,o in scores.items()}
         best = max(values.values(), key=np.mean)
-        metrics.update(k for k,v in values.items() if confidence_interval(best-v)['low']<=0)
+        n_best.update(k for k,v in values.items() if confidence_interval(best-v)['low']<=0)
         table[metric] = [_text(confidence_interval(o[metric])) for o in scores.values()]
-    table['best or tied'] = [metrics[k] for k in scores]
-    return max(reversed(scores), key=lambda k: metrics[k]),table
+    table['best or tied'] = [n_best[k] for k in scores]
+    return max(reversed(scores), key=lambda k: n_best[k]),table # `max` returns the first of equals: the later layer
 
 def which_layer(
     learn:Learner, # A trained learner
     method='gradcam', # As for `cam_report`
     layers:list|None=None, # Names of layers; None: the last four stages of the model, as in `show_cam`
-    n:int=200, # Number of images, evenly spaced over the validation set
+    n:int=200, # Number of images, at least 2, evenly spaced over the validation set
     boxes:pd.DataFrame|None=None # As for `cam_report`
 ) -> tuple: # Name of the layer; and a table of mean and half of the 95 % confidence interval, a row for each layer
     "Score the maps of several layers, and return the one that is best or tied with the best on most metrics"
