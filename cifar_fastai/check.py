@@ -115,7 +115,7 @@ def _check_classes(res, images, valid):
 
 def _check_duplicates(res, kind, groups, images):
     "Add groups of 'exact' or 'near' duplicates, and those that are in both sets or have several labels"
-    test,sign = set(images.split('test')),dict(exact=' = ', near=' ≈ ')[kind]
+    test,sign = set(images.split('test')),' = ' if kind=='exact' else ' ≈ '
     pairs = {f'{kind} duplicates': groups,
              f'{kind} duplicates in training and test set': [o for o in groups if 0<len(test&set(o))<len(o)],
              f'{kind} duplicates with different labels': [o for o in groups if len({f.split("/")[-2] for f in o})>1]}
@@ -166,7 +166,8 @@ def check_folder(
     names,copies = list(facts),list(groupby(range(len(facts)), digests.__getitem__).values())
     once = [o[0] for o in copies] # each distinct image once
     pairs = near_duplicates(np.stack(hashes)[once], np.stack(thumbnails)[once])
-    near = [[i for k in o for i in copies[k]] for o in _connected(pairs, len(copies))] # with all exact copies
-    _check_duplicates(res, 'exact', [[names[i] for i in o] for o in copies if len(o)>1], images)
-    _check_duplicates(res, 'near', [[names[i] for i in sorted(o)] for o in near], images)
+    exact = [o for o in copies if len(o)>1]
+    near = [sorted(concat(*[copies[k] for k in o])) for o in _connected(pairs, len(copies))] # with all exact copies
+    for kind,groups in (('exact',exact), ('near',near)):
+        _check_duplicates(res, kind, [[names[i] for i in o] for o in groups], images)
     return res

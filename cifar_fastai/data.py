@@ -59,7 +59,9 @@ def _listing(path, prefix=''):
     if left: warnings.warn(f'{path}: {left_out_message(left)}')
     return sorted(res)
 
-def abbreviate_home(path) -> str:
+def abbreviate_home(
+    path # File or folder
+) -> str: # Such as '~/data'
     "Return a path as text, with `~` in place of the home folder"
     path,home = Path(path),Path.home()
     if path.is_relative_to(home): path = '~'/path.relative_to(home)
