@@ -7,8 +7,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/check.html.md"""
 # %% ../nbs/06_check.ipynb #d585e82a
 from __future__ import annotations
 import hashlib,textwrap,warnings
-from collections import Counter,defaultdict
+from collections import Counter
 from fastai.vision.all import *
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from .core import *
 from .data import *
 
@@ -64,10 +66,18 @@ class FolderCheck:
         return '\n'.join(wrap(f'{level:<8} {subject}: {text}') for level,subject,text in self.rows)
     def _repr_html_(self): return self.table.style.hide().set_properties(**{'text-align':'left'}).to_html()
 
+@contextmanager
+def _record_warnings(res, subject):
+    "Add each distinct warning once"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        yield
+    for o in dict.fromkeys(str(o.message) for o in caught): res.add('warning', subject, o)
+
 def _inspect(f):
-    "Return facts of an image file, or the message of its error"
+    "Return size, mode, pixel checksum, hash and thumbnail of an image file; None if it is unreadable"
     try: x = read_image(f)
-    except DataError as e: return str(e)
+    except DataError: return
     with Image.open(f) as im: size,mode = f'{im.width}x{im.height}',im.mode
     im = Image.fromarray(x)
     digest = hashlib.sha256(str(x.shape).encode()+x.tobytes()).digest()
@@ -84,8 +94,10 @@ def _check_classes(res, images, valid):
     "Add what is wrong with the classes"
     train,test = (Counter(f.split('/')[-2] for f in images.split(o)) for o in ('train','test'))
     largest,smallest = max(train, key=train.get),min(train, key=train.get)
+    per_class = f'{train[largest]:,}'
+    if train[smallest]<train[largest]: per_class = f'{train[smallest]:,} to {per_class}'
     res.add('found', 'classes', f'{len(train)} ({_some(sorted(train), 10)})')
-    res.add('found', 'training images', f'{train.total():,}, {train[smallest]:,} to {train[largest]:,} in a class')
+    res.add('found', 'training images', f'{train.total():,} ({per_class} per class)')
     res.add('found', 'test images', f'{test.total():,}')
     if isinstance(valid, str) and test:
         if only := sorted(set(test)-set(train)):
@@ -94,30 +106,28 @@ def _check_classes(res, images, valid):
             res.add('error', 'classes in the training set only', f'{_some(only)}; add test images of them')
     single = sorted(c for c,n in train.items() if n==1)
     if single and not isinstance(valid, str):
-        res.add('error', 'classes of one image', f'{_some(single)}; add images, one cannot be in both sets')
+        res.add('error', 'classes of one image', f'{_some(single)}; add images: a single image cannot be in both sets')
     if scarce := [f'{c} ({n})' for c,n in sorted(train.items()) if n<10]:
-        res.add('warning', 'classes with under 10 training images', _some(scarce))
+        res.add('warning', 'classes with fewer than 10 training images', _some(scarce))
     if train[largest]>=10*train[smallest]:
         res.add('warning', 'class imbalance', f'{largest} has {train[largest]:,} training images, {smallest} '
                 f'{train[smallest]:,}')
 
 def _check_duplicates(res, kind, groups, images):
-    "Add groups of duplicates, and those that are in both sets or have several labels"
-    test = set(images.split('test'))
+    "Add groups of 'exact' or 'near' duplicates, and those that are in both sets or have several labels"
+    test,sign = set(images.split('test')),' = ' if kind=='exact' else ' ≈ '
     pairs = {f'{kind} duplicates': groups,
              f'{kind} duplicates in training and test set': [o for o in groups if 0<len(test&set(o))<len(o)],
              f'{kind} duplicates with different labels': [o for o in groups if len({f.split("/")[-2] for f in o})>1]}
     for subject,found in pairs.items():
         if found:
-            res.add('warning', subject, f'{sum(map(len, found)):,} images, such as {" = ".join(found[0][:3])}', found)
+            res.add('warning', subject, f'{sum(map(len, found)):,} images, such as {sign.join(found[0][:3])}', found)
 
-def _groups(pairs):
-    "Return the connected components of pairs, as sorted lists"
-    group = {}
-    for i,j in pairs:
-        merged = group.get(i, {i})|group.get(j, {j})
-        for o in merged: group[o] = merged
-    return list({min(o): sorted(o) for o in group.values()}.values())
+def _connected(pairs, n):
+    "Return the connected components of `n` nodes, as sorted lists of at least two"
+    i,j = np.array(pairs, int).reshape(-1, 2).T
+    _,labels = connected_components(coo_matrix((np.ones(len(i)),(i,j)), (n,n)), directed=False)
+    return [o for o in groupby(range(n), labels.__getitem__).values() if len(o)>1]
 
 def _find(res, path, valid):
     "Return the images of a folder, and add all errors in its layout; None without a folder"
@@ -137,31 +147,27 @@ def check_folder(
     "Decode the images of a folder and summarize what it holds and what is wrong. Write nothing"
     if isinstance(valid, str): look_up('valid', valid, ('test','valid','val'))
     res = FolderCheck()
-    res.add('found', 'folder', str(path).replace(str(Path.home()), '~', 1))
-    facts = {}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        images = _find(res, path, valid)
-        label = 'reading images' if images and len(images)>=5000 else ''
-        if images: facts = dict(zip(images.files, thread_map(_inspect, images.paths, label)))
-    for o in dict.fromkeys(str(o.message) for o in caught):
-        res.add('warning', 'files left out' if 'left out' in o else 'image files', o)
+    res.add('found', 'folder', abbreviate_home(path))
+    with _record_warnings(res, 'files left out'): images = _find(res, path, valid)
     if not images or not images.classes: return res
     _check_classes(res, images, valid)
 
-    unreadable = [f for f,o in facts.items() if isinstance(o, str)]
+    label = 'reading images' if len(images)>=5000 else ''
+    with _record_warnings(res, 'image files'): facts = thread_map(_inspect, images.paths, label)
+    unreadable = [f for f,o in zip(images.files, facts) if o is None]
     if unreadable: res.add('error', 'unreadable files', f'{_some(unreadable)}; replace or delete them', unreadable)
-    for f in unreadable: del facts[f]
+    facts = {f: o for f,o in zip(images.files, facts) if o is not None}
     if not facts: return res
     sizes,modes,digests,hashes,thumbnails = zip(*facts.values())
     for subject,values in (('sizes',sizes), ('modes',modes)):
         res.add('warning' if len(set(values))>1 else 'found', subject, _most_common(values))
     res.add('found', 'size in training', f'{images.usual_size()}x{images.usual_size()}')
 
-    names,same = list(facts),defaultdict(list)
-    for i,digest in enumerate(digests): same[digest].append(i)
-    once = [o[0] for o in same.values()] # each different image once
+    names,copies = list(facts),list(groupby(range(len(facts)), digests.__getitem__).values())
+    once = [o[0] for o in copies] # each distinct image once
     pairs = near_duplicates(np.stack(hashes)[once], np.stack(thumbnails)[once])
-    _check_duplicates(res, 'exact', [[names[i] for i in o] for o in same.values() if len(o)>1], images)
-    _check_duplicates(res, 'near', [[names[once[i]] for i in o] for o in _groups(pairs)], images)
+    exact = [o for o in copies if len(o)>1]
+    near = [sorted(concat(*[copies[k] for k in o])) for o in _connected(pairs, len(copies))] # with all exact copies
+    for kind,groups in (('exact',exact), ('near',near)):
+        _check_duplicates(res, kind, [[names[i] for i in o] for o in groups], images)
     return res

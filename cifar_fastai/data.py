@@ -19,9 +19,9 @@ from safetensors.numpy import save as tensor_bytes
 from torchvision.datasets import CIFAR10
 
 # %% auto #0
-__all__ = ['data_sets', 'cifar10_classes', 'DataError', 'read_image', 'ImageFiles', 'test_folder', 'find_images',
-           'unreadable_images', 'Images', 'load_images', 'fastai_source', 'torchvision_source', 'download_folder',
-           'get_cifar10', 'draw_digit', 'get_digits']
+__all__ = ['data_sets', 'cifar10_classes', 'DataError', 'read_image', 'abbreviate_home', 'ImageFiles', 'test_folder',
+           'find_images', 'unreadable_images', 'Images', 'load_images', 'fastai_source', 'torchvision_source',
+           'download_folder', 'get_cifar10', 'draw_digit', 'get_digits']
 
 # %% ../nbs/02_data.ipynb #0291b9c2
 class DataError(ValueError):
@@ -58,6 +58,14 @@ def _listing(path, prefix=''):
             res.append((prefix+f, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
     if left: warnings.warn(f'{path}: {left_out_message(left)}')
     return sorted(res)
+
+def abbreviate_home(
+    path # File or folder
+) -> str: # Such as '~/data'
+    "Return a path as text, with `~` in place of the home folder"
+    path,home = Path(path),Path.home()
+    if path.is_relative_to(home): path = '~'/path.relative_to(home)
+    return str(path)
 
 class ImageFiles:
     "The images of a folder `path`: `files` relative to it in a fixed order, `classes`, and hashes that detect changes"
@@ -119,10 +127,9 @@ class ImageFiles:
 
     def __len__(self): return len(self.files)
     def __repr__(self):
-        path = str(self.path).replace(str(Path.home()), '~', 1)
         n_train,n_test = len(self.split('train')),len(self.split('test'))
         classes = f"{len(self.classes)} classes: {', '.join(self.classes[:10])}"
-        return f'{path}: {n_train:,} train and {n_test:,} test images in {classes}'
+        return f'{abbreviate_home(self.path)}: {n_train:,} train and {n_test:,} test images in {classes}'
 
 def test_folder(
     path # Folder of images

@@ -1,4 +1,4 @@
-"""Host time, dispatched operations and device reads of a training step, of a learner and of a bare loop
+"""Host time, dispatched operations and device reads per training step, for a learner and a bare PyTorch loop
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/host.html.md"""
 
@@ -8,12 +8,13 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/host.html.md"""
 from __future__ import annotations
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack,contextmanager
 from fastai.vision.all import *
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from .core import *
 from .data import *
+from .callbacks import *
 from .precision import *
 from .recipe import *
 from .bench import *
@@ -30,7 +31,7 @@ class _CpuCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 class CountOperations(TorchDispatchMode):
-    "Context manager: count the aten operations that are dispatched, by name in `operations`; `.data` is a `detach`"
+    "Context manager: count dispatched aten operations, by name in `operations`; reading `.data` counts as `detach`"
     def __init__(self):
         super().__init__()
         self.operations,self._cpu_calls = Counter(),_CpuCalls()
@@ -64,8 +65,9 @@ def stub_forward(
 ) -> nn.Module: # The same network
     """Replace the forward pass by a single operation, and all gradients by zeros
 
-    Each axis of a parameter of over 1000 numbers is cut to its bit length (512 to 10), but to no less than 4. Axes of 8
-    or more that differ by a factor of 2 keep different lengths, for optimizers that group parameters by shape."""
+    In parameters with more than 1,000 elements, each axis of length n is cut to max(4, n.bit_length()), e.g. 512 to 10.
+    Axes of 8 or more that differ by a factor of 2 keep different lengths, for optimizers that group parameters by
+    shape."""
     params = [p for p in model.parameters() if p.requires_grad]
     for p in params:
         p.grad = None
@@ -74,15 +76,18 @@ def stub_forward(
     return model
 
 # %% ../nbs/33_host.ipynb #ea0f4f56
-class _Window(Callback):
-    "Enter a context at the end of step `warmup`, leave it `steps` later, and stop the fit"
+class _Window(FitCallback):
+    "Enter a context at the end of step `warmup`, exit it `steps` later, and stop the fit"
     order = 100
-    def __init__(self, context, steps, warmup): self.context,self.first,self.last = context,warmup,warmup+steps
+    def __init__(self, context, steps, warmup):
+        if min(steps, warmup)<1: raise ValueError(f'steps={steps}, warmup={warmup}: expected at least 1 of each')
+        self.context,self.first,self.last,self.entered = context,warmup,warmup+steps,ExitStack()
     def after_batch(self):
-        if self.train_iter==self.first: self.context.__enter__()
+        if self.train_iter==self.first: self.entered.enter_context(self.context)
         if self.train_iter<self.last: return
-        self.context.__exit__(None, None, None)
+        self.entered.close()
         raise CancelFitException()
+    def cleanup(self): self.entered.close() # after an error or Ctrl-C in between
 
 def _learner_steps(recipe, dls):
     "Return a function that takes `warmup` steps, and `steps` more inside a context"
@@ -136,15 +141,21 @@ def host_overhead(
     bs:int=32, # Batch size
     size:int=16, # Side of the images in pixels
     device='cpu' # Device of images and parameters
-) -> pd.DataFrame: # A row for each recipe; columns ms, operations and reads per step, of learner, bare loop, and extra
-    "Measure the host time, dispatched operations and device reads of a training step whose network is a stub"
-    rows = {}
-    for r in L(recipes):
+) -> pd.DataFrame: # One row per recipe; two-level columns
+    """Measure the host time, dispatched operations and device reads of a training step whose network is a stub
+
+    The columns are (ms, operations, reads) x (learner, bare, extra = learner - bare), per step. Raise `ValueError` if
+    recipes share a name, or if an epoch is too short."""
+    recipes,rows = L(recipes),{}
+    if repeated := [name for name,n in Counter(recipes.attrgot('name')).items() if n>1]:
+        raise ValueError(f'recipes: the name {repeated[0]!r} is not unique. Rename recipes by `but(name=...)`')
+    for r in recipes:
         r = r.but(bs=bs, drop_last=True, compile=False)
         def load():
             dls = r.dls(path or get_digits(), size=size, device=device)
             if len(dls.train)>=steps+warmup: return dls
-            raise ValueError(f'steps={steps} and warmup={warmup} are over {len(dls.train)} batches, an epoch; lower bs')
+            raise ValueError(f'steps + warmup = {steps+warmup}, but an epoch has only {len(dls.train)} batches; lower '
+                             'steps, warmup or bs')
         loops = dict(learner=_learner_steps(r, load()), bare=_bare_steps(r, load()))
         values = pd.DataFrame({k: _operations(run, steps, warmup) for k,run in loops.items()})
         makers = {k: partial(_milliseconds, run, device) for k,run in loops.items()}
