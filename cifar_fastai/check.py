@@ -115,7 +115,7 @@ def _check_classes(res, images, valid):
 
 def _check_duplicates(res, kind, groups, images):
     "Add groups of 'exact' or 'near' duplicates, and those that are in both sets or have several labels"
-    test,sign = set(images.split('test')),' = ' if kind=='exact' else ' ≈ '
+    test,sign = set(images.split('test')),' = ' if kind=='exact' else ' ~ '
     pairs = {f'{kind} duplicates': groups,
              f'{kind} duplicates in training and test set': [o for o in groups if 0<len(test&set(o))<len(o)],
              f'{kind} duplicates with different labels': [o for o in groups if len({f.split("/")[-2] for f in o})>1]}
