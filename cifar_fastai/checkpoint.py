@@ -239,7 +239,7 @@ class Checkpoints(FitCallback):
         self._signal = number
 
     def _sync(self, due=False):
-        "Set `_stop_signal`, return whether a checkpoint is due in any process. All processes call it at the same step"
+        "Set `_stop_signal` and return whether a checkpoint is due in any process; all processes call it together"
         values = self._signal,int(due)
         self._stop_signal,due = self._distributed.max(*values) if self._distributed else values
         return due

@@ -263,6 +263,15 @@ def load_images(
 # %% ../nbs/02_data.ipynb #2d1971e9
 cifar10_classes = ['airplane','automobile','bird','cat','deer','dog','frog','horse','ship','truck']
 
+def _extract(archive, side):
+    "Extract an archive, and refuse paths outside of `side`"
+    with tarfile.open(archive) as t:
+        if hasattr(tarfile, 'data_filter'): return t.extractall(side, filter='data')
+        for m in t: # Python before 3.10.12 and 3.11.4
+            if not (m.isfile() or m.isdir()) or not (side/m.name).resolve().is_relative_to(side.resolve()):
+                raise tarfile.ExtractError(f'{archive}: {m.name} would be outside the folder')
+        t.extractall(side)
+
 def fastai_source(
     url:str, # Archive, such as `URLs.CIFAR`
     arrange # Function of the folder with the extracted archive and of the folder to create, with `train` and `test`
@@ -272,7 +281,7 @@ def fastai_source(
         import fastai.data
         folder = side/'download'
         archive = FastDownload(base=folder, module=fastai.data).download(url)
-        with tarfile.open(archive) as t: t.extractall(folder, filter='data') # refuses paths outside of the folder
+        _extract(archive, folder)
         arrange(folder, side/'images')
     return from_fastai
 
