@@ -219,14 +219,21 @@ class _TrainingClock(Callback):
     def after_train(self): self.tick(False)
     def after_epoch(self): self.add(self.recorder.values[-1][self.recorder.metric_names.index('accuracy')-1])
 
+def _compiled_model(learn):
+    "Compile the model of a learner with the settings of its training steps"
+    kwargs = {k:v for k,v in learn.compile.kwargs.items() if k!='mode'} # CUDA graphs overwrite the previous output
+    return torch.compile(learn.model, **kwargs)
+
 @torch.no_grad()
 def accuracy_of(
-    learn:Learner, # A trained learner, whose precision is used
+    learn:Learner, # A trained learner, whose precision is used. With `Compile`, its model is compiled here, too
     dl=None, # Batches of images and labels; None is the validation set
     tta:bool|float=False # Test-time augmentation by `MultiCrop`: True, or only below this probability
 ) -> float:
     "Return the accuracy of a learner, without the overhead of `Learner.validate`"
-    model = MultiCrop(learn.model, tta_threshold=float(tta)) if tta else learn.model
+    compiled = isinstance(getattr(learn, 'compile', None), Compile) # a model has a method of this name
+    model = _compiled_model(learn) if compiled else learn.model
+    if tta: model = MultiCrop(model, tta_threshold=float(tta), chunk=256 if compiled else None)
     model.eval()
     cudnn = torch.backends.cudnn # `benchmark` would time the algorithms for each number of uncertain images
     fixed = cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic)

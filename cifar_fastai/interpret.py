@@ -43,8 +43,8 @@ class MultiCrop(nn.Module):
         "Return the mean logits of six views; `logits` are those of the images themselves"
         h,w = x.shape[-2:]
         padded = F.pad(x, [self.shift]*4, mode='reflect')
-        up_left,down_right = padded[...,:h,:w],padded[...,-h:,-w:]
-        shifted = sum(self.model(o)+self.model(o.flip(-1)) for o in (up_left,down_right))
+        views = [torch.empty_like(x).copy_(o) for o in (padded[...,:h,:w],padded[...,-h:,-w:])] # in the layout of `x`
+        shifted = sum(self.model(o)+self.model(o.flip(-1)) for o in views)
         return (logits+self.model(x.flip(-1)))/4 + shifted/8
 
     def forward(self, x):
