@@ -348,7 +348,7 @@ def _accumulate(metric, learn): type(metric).accumulate(metric, _OnDevice(learn)
 
 class DeferredMetrics(FitCallback):
     "Leave losses and averages on the device, and read them once an epoch"
-    order,_n_read = Recorder.order+1,0
+    order,n_read = Recorder.order+1,0
     def __init__(self,
         seconds:float=1. # Seconds between two losses that the progress bar shows
     ): self.seconds,self._patched = seconds,[]
@@ -358,7 +358,7 @@ class DeferredMetrics(FitCallback):
         vars(o)[name] = f # `setattr` of a callback would warn
 
     def before_fit(self):
-        self._n_read,self._shown = 0,time.perf_counter()
+        self.n_read,self._shown = 0,time.perf_counter()
         for o in [self.recorder.loss, *self.learn.metrics]:
             if type(o).accumulate in (AvgMetric.accumulate,AvgLoss.accumulate):
                 self._patch(o, 'accumulate', partial(_accumulate, o))
@@ -375,9 +375,9 @@ class DeferredMetrics(FitCallback):
 
     def after_train(self):
         losses = self.recorder.losses
-        new = losses[self._n_read:]
-        if new: losses[self._n_read:] = torch.stack(new).cpu().unbind()
-        self._n_read = len(losses)
+        new = losses[self.n_read:]
+        if new: losses[self.n_read:] = torch.stack(new).cpu().unbind()
+        self.n_read = len(losses)
 
     def cleanup(self):
         for o,name in self._patched: vars(o).pop(name, None)

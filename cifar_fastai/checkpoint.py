@@ -454,7 +454,7 @@ class Checkpoints(FitCallback):
         rec.lrs,rec.iters,rec.values = saved['lrs'],saved['iters'],[L(o) for o in saved['values']]
         rec.losses = to_device(saved['losses'], self._recorder_device())
         rec.smooth_loss.count,rec.smooth_loss.val = saved['smooth']
-        if hasattr(learn, 'deferred_metrics'): learn.deferred_metrics._n_read = 0
+        if hasattr(learn, 'deferred_metrics'): learn.deferred_metrics.n_read = 0
         learn.train_iter = state['train_iter']
         self._next,self._best,self._scale = state['epoch'],state['best'],state['scale']
         self._skip = state if state['step'] else None
