@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/commands.html.md"""
 
 # %% ../nbs/35_commands.ipynb #5fe23880
 from __future__ import annotations
-import os,sys,tempfile,textwrap,warnings
+import itertools,os,sys,tempfile,textwrap,warnings
 from dataclasses import replace
 from fastai.vision.all import *
 from .core import *
@@ -167,11 +167,11 @@ def find_run(
 
 # %% ../nbs/35_commands.ipynb #4aa7c53e
 def save_results(
-    runs, # Finished `Run`s, or their folders
+    runs, # `Run`s, all done, or their folders
     folder='results', # Where the files are
     note:str='' # What a reader should know
 ):
-    "Append a row for each recipe to `trainings.csv` and write its epochs to `<recipe>.csv`. All runs must be done"
+    "Append a row for each recipe to `trainings.csv`, and its epochs to `<recipe>.csv`, replacing the same seeds"
     folder,runs = Path(folder).expanduser(),[Run(o) for o in runs]
     for o in runs:
         if o.info['state']!='done':
@@ -189,8 +189,11 @@ def save_results(
                   seconds=round(row.seconds, 1), device=info['device_name'], precision=info['precision'],
                   torch=info['versions']['torch'], commit=info.get('commit', ''), date=info['started'][:10], note=note)
         columns = 'seed epoch lr train_loss train_accuracy valid_loss valid_accuracy seconds'.split()
-        name = nm if data=='cifar10' else f'{nm}-{data}'
-        epochs[columns].round(6).to_csv(folder/f'{name}.csv', index=False)
+        file,epochs = folder/f'{nm if data=="cifar10" else f"{nm}-{data}"}.csv',epochs[columns].round(6)
+        if file.exists():
+            earlier = pd.read_csv(file)
+            epochs = pd.concat([earlier[~earlier.seed.isin(epochs.seed)],epochs])
+        epochs.to_csv(file, index=False)
 
 # %% ../nbs/35_commands.ipynb #67e88525
 def _result_line(run):
@@ -271,7 +274,7 @@ def _train_all(rs, path, spread, seeds, name, device, **kwargs):
         if not name or len(rs)>1: names.append(r.name)
         run, = train_recipes(r, name='-'.join([*names, f's{r.seed}']))
         return str(run.path)
-    jobs = [r.but(seed=s) for r in rs for s in range(r.seed, r.seed+seeds)]
+    jobs = [*itertools.chain.from_iterable(with_seeds(rs, seeds))]
     return map(Run, distributed_map(train_one, jobs, device))
 
 def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine, device, fp32, compile, tensorboard,

@@ -20,8 +20,8 @@ from .checkpoint import *
 from .run import *
 
 # %% auto #0
-__all__ = ['train_runs', 'find_runs', 'runs_table', 'by_recipe', 'summarise', 'paired_comparison', 'resume', 'plot_runs',
-           'compare_recipes', 'prunable', 'prune_runs']
+__all__ = ['with_seeds', 'train_runs', 'find_runs', 'runs_table', 'by_recipe', 'summarise', 'paired_comparison', 'resume',
+           'plot_runs', 'compare_recipes', 'prunable', 'prune_runs']
 
 # %% ../nbs/26_runs.ipynb #01a52dc3
 def _on_rank0(make, device=None):
@@ -30,10 +30,18 @@ def _on_rank0(make, device=None):
     from cifar_fastai.distributed import on_rank0
     return Run(on_rank0(lambda: str(make().path), device))
 
+def with_seeds(
+    recipes, # `Recipe`s
+    n:int # Number of seeds
+) -> list: # For each recipe, a list of `n` recipes
+    "Return recipes with `n` consecutive seeds: of one seed its own, else those from the highest of their own upwards"
+    first = max(r.seed for r in recipes)
+    return [[r.but(seed=(first if n>1 else r.seed)+i) for i in range(n)] for r in recipes]
+
 def train_runs(
     recipes, # A `Recipe` or its name, or several
     path, # Folder of images, as for `image_dls`
-    seeds:int=1, # Number of seeds, counted from that of the recipe
+    seeds:int=1, # Number of seeds, see `with_seeds`
     root='runs', # Folder of all runs
     name:str|None=None, # Name of the runs; None is that of the recipe
     cbs=None, # Function that returns callbacks; `resume` needs them again unless `needed_to_resume=False`
@@ -51,26 +59,24 @@ def train_runs(
     if name and Path(name).name!=name: raise ValueError(f'train_runs: name={name!r}, expected a name without a path')
     rs = [look_up('recipe', o, all_recipes, 'list(recipes)') if isinstance(o, str) else o for o in L(recipes)]
     for r in rs[1:]: r.learner(r.dls(path, **kwargs)) # raises here, not after hours of the first training
-    for r in rs:
-        for seed in range(r.seed, r.seed+seeds):
-            each = r.but(seed=seed)
-            dls = each.dls(path, **kwargs)
-            learn = each.learner(dls, cbs=cbs() if cbs else None)
-            names = [name] if name else []
-            if not name or len(rs)>1: names.append(r.name)
-            if seeds>1: names.append(f's{seed}')
-            about = dict(data=Path(path).name, images=str(Path(path).expanduser().resolve()),
-                         dls=kwargs, cbs=required_callbacks(learn), tensorboard=tensorboard, checkpoints=checkpoints,
-                         processes=max(1, num_distrib()), device=str(dls.device), device_name=device_name(dls.device),
-                         precision=each.precision_on(dls.device), **(info or {}))
-            run = _on_rank0(lambda: Run.new('-'.join(names), root, each, **about), kwargs.get('device'))
-            before(each, learn, run)
-            try: run.record(learn, each.fit, tensorboard, checkpoints)
-            except Exception as e:
-                if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # others would wait for this rank
-                print(f'{run.path.name} failed: {error_text(e)}')
-                if run.checkpoints(): print(f'To resume: {run.resume_command}')
-            yield run
+    for r in itertools.chain.from_iterable(with_seeds(rs, seeds)):
+        dls = r.dls(path, **kwargs)
+        learn = r.learner(dls, cbs=cbs() if cbs else None)
+        names = [name] if name else []
+        if not name or len(rs)>1: names.append(r.name)
+        if seeds>1: names.append(f's{r.seed}')
+        about = dict(data=Path(path).name, images=str(Path(path).expanduser().resolve()),
+                     dls=kwargs, cbs=required_callbacks(learn), tensorboard=tensorboard, checkpoints=checkpoints,
+                     processes=max(1, num_distrib()), device=str(dls.device), device_name=device_name(dls.device),
+                     precision=r.precision_on(dls.device), **(info or {}))
+        run = _on_rank0(lambda: Run.new('-'.join(names), root, r, **about), kwargs.get('device'))
+        before(r, learn, run)
+        try: run.record(learn, r.fit, tensorboard, checkpoints)
+        except Exception as e:
+            if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # others would wait for this rank
+            print(f'{run.path.name} failed: {error_text(e)}')
+            if run.checkpoints(): print(f'To resume: {run.resume_command}')
+        yield run
 
 # %% ../nbs/26_runs.ipynb #2f05d248
 def _recipe(info): return info.get('recipe') or {}
@@ -116,11 +122,11 @@ def _current(recipe):
     except ValueError: return recipe # only the name, or an architecture that is not registered here
 
 def by_recipe(
-    runs # `Run`s, or their folders
+    runs # `Run`s or their folders, or the folder of all
 ) -> dict: # Lists of `Run`s, by the recipe's name
     "Group runs that differ only in the seed; a different recipe of the same name gets a number"
     groups = {}
-    for run in map(Run, runs):
+    for run in _runs(runs):
         info = run.info
         recipe = {k: v for k,v in _current(_recipe(info)).items() if k!='seed'}
         loading = {k: v for k,v in info.get('dls', {}).items() if k not in ('device','num_workers','cache','seed')}
@@ -137,7 +143,7 @@ def by_recipe(
     return res
 
 def summarise(
-    runs # `Run`s, or their folders
+    runs # As for `by_recipe`
 ) -> pd.DataFrame: # A row for each recipe
     "Return mean and standard deviation of the accuracies of each recipe; unfinished runs are only counted"
     rows = {}
@@ -156,7 +162,7 @@ def _n_needed(difference, sd, power=.8):
         if nct.sf(student_t.ppf(.975, n-1), n-1, noncentrality)>=power: return n
 
 def paired_comparison(
-    runs # `Run`s, or their folders
+    runs # As for `by_recipe`
 ) -> pd.DataFrame: # A row for each pair of recipes: n, difference, low, high, p, n_needed
     """Compare the final accuracies of recipes trained with the same seeds, by a paired t-test
 

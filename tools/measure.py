@@ -6,18 +6,41 @@
     python tools/measure.py --quick --minutes 3 --out DIR                  # a rehearsal: tiny networks, digits
 
 Each training is a process of its own; several share the device. Each result is written as soon as it is measured, and
-all are packed before the time is up. Started again with the same DIR, it measures what is missing. DIR/pack has what to
-download: results.tar.gz (tables, summary, logs) and the weights of the lowest finished seed of each name, for
-`load_model`: `cat weights-*.tar | tar x`.
+all are packed before the time is up. Started again with the same DIR, it resumes unfinished trainings and measures what
+is missing. Without --only, it leaves out the seeds that results/ already has for this device. DIR/pack has the files to
+download: results.tar.gz (results, summary, logs), and the weights of the lowest finished seed of each name, for
+`load_model`: `cat weights-*.tar | tar x`. To continue on another machine, unpack results.tar.gz into its DIR.
 """
 import time
 started = time.monotonic()
-import sys
+import argparse, sys
 from pathlib import Path
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent)) # the library of this tree
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--minutes', type=float, default=9., help='until all is written and packed (default 9)')
+    p.add_argument('--out', type=Path, required=True, help='folder of all that is measured')
+    p.add_argument('--data', help='default cifar10; digits with --quick',
+                   choices=['cifar10','digits','fashion_mnist','imagenette128','imagewoof128','cifar100'])
+    p.add_argument('--jobs', type=int, help='trainings at a time; default 3 on CUDA, else 1')
+    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='in this order: resnet18:0 davidnet:0,1 speedrun')
+    p.add_argument('--checkpoints', action=argparse.BooleanOptionalAction, default=True,
+                   help='write a checkpoint after each epoch, and resume from it (default: yes)')
+    p.add_argument('--commit', default='', help='of the library, where git does not know')
+    p.add_argument('--pack', type=Path, help='folder of the files to download; default DIR/pack')
+    p.add_argument('--pack-mb', type=float, default=100.,
+                   help='the most megabytes of weights to pack (default 100)')
+    p.add_argument('--quick', action='store_true', help='rehearse: tiny networks on digits')
+    p.add_argument('--one', nargs=3, help=argparse.SUPPRESS) # name, seeds and the process that starts it
+    return p.parse_args()
+
+if __name__=='__main__': args = parse_args() # before the imports below, which take seconds
+
+repository = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(repository)) # the library of this tree
 from cifar_fastai.all import *
 from cifar_fastai.bench import *
-import argparse, contextlib, gzip, io, json, os, re, shutil, signal, subprocess, tarfile, threading
+import contextlib, gzip, io, json, os, re, shutil, signal, subprocess, tarfile, threading
 from dataclasses import dataclass, field, replace
 
 part_bytes = 15_000_000 # of an archive of weights
@@ -80,7 +103,7 @@ def table(quick, data):
         Row('davidnet_published_fill', 'davidnet', dict(policy=fill), (0,1,2)),
         *[Row(o, o, seeds=(0,1,2)) for o in ('resnet18_modern','layernorm_resnet18_modern')],
         *[Row(o, o, seeds=(0,1,2,3,4), weight=.5) for o in ('attention_modern','attention')],
-        Row('davidnet_held_out', 'davidnet', dict(valid=.1), (0,1)),
+        *[Row(f'{o}_held_out', o, dict(valid=.1), (0,1,2)) for o in ('davidnet','speedrun')],
         Row('speedrun', 'speedrun', seeds=tuple(range(25)), kind='repeats'), # airbench beside it
         Row('speedrun_curriculum', 'speedrun', curriculum, seeds=tuple(range(25)), kind='repeats'),
         Row('speedrun_graphs', 'speedrun', dict(curriculum, compile='graphs'),
@@ -170,14 +193,18 @@ def repeat(row, a):
     write(done_file(a.out, row.name, row.seeds[0], '-curves.csv'), curves.to_csv(index=False))
 
 def speed(row, a):
-    "Measure images per second and seconds per epoch of a recipe's learner and of its bare loop"
-    recipe = row.recipe_of(row.seeds[0])
-    n = len(recipe.dls(a.path).train_ds)
-    turns = dict(rounds=5, steps=60, warmup=15) if torch.cuda.is_available() else dict(rounds=2, steps=4, warmup=2)
-    o = learner_overhead(recipe, a.path, **turns).iloc[0]
-    rates = dict(learner_images_per_second=o.cifar_fastai, learner_seconds_per_epoch=n/o.cifar_fastai,
-                 bare_loop_images_per_second=o.bare_pytorch, bare_loop_seconds_per_epoch=n/o.bare_pytorch)
-    save_line(a, row, recipe, row.name, row.seeds[0], **rates, ratio=o.ratio, spread=o.spread)
+    "Measure throughput, seconds per epoch and MFU of a recipe's bare loop, of its learner, and of the learner compiled"
+    recipe, device = row.recipe_of(row.seeds[0]), default_device()
+    learners, cuda = speed_baselines(recipe, a.path, ['bare_pytorch']), torch.cuda.is_available()
+    if cuda: learners['compiled'] = speed_baselines(recipe.but(compile=True), a.path, [])['cifar_fastai']
+    speeds = compare_speed(learners, **(dict(rounds=5, steps=60, warmup=15) if cuda else dict(rounds=2, steps=4)))
+    dls = recipe.dls(a.path)
+    flops = training_flops(create_network(recipe.model, dls.c, **recipe.model_args), model_input(dls)['size'])
+    peak, values = matmul_peak(device, recipe.precision_on(device)), {}
+    for name, rate in speeds['median'].items():
+        values.update({f'{name}_images_per_second': rate, f'{name}_seconds_per_epoch': len(dls.train_ds)/rate,
+                       f'{name}_mfu': rate*flops/peak})
+    save_line(a, row, recipe, row.name, row.seeds[0], **values, spread=speeds.spread.max())
 
 def parse_seeds(text): return tuple(map(int, text.split(',')))
 
@@ -186,7 +213,19 @@ def plan(a, rows):
     by_name = {o.name: o for o in rows}
     chosen = [o.partition(':') for o in a.only or by_name]
     picked = [(look_up('name of --only', name, by_name), seeds) for name,_,seeds in chosen]
-    return [replace(row, seeds=parse_seeds(seeds)) if seeds else row for row,seeds in picked]
+    res = [replace(row, seeds=parse_seeds(seeds)) if seeds else row for row,seeds in picked]
+    for row in res:
+        if row.kind=='repeats' and row.seeds!=tuple(range(row.seeds[0], row.seeds[-1]+1)):
+            raise SystemExit(f'--only {row.name}: the seeds of timed trainings are consecutive, as in 0,1,2')
+    if not a.only: res = [replace(row, seeds=row.seeds[n_measured(row, a.data):]) for row in res]
+    return [row for row in res if row.seeds]
+
+def n_measured(row, data):
+    "Return the number of complete trainings of a row that results/ has for this device"
+    repeats = row.kind=='repeats'
+    file, complete = ('bench', "quantity=='accuracy'") if repeats else ('trainings', "tta=='plain' and epochs==planned")
+    df = pd.read_csv(repository/'results'/f'{file}.csv').query(complete)
+    return int(df.n[(df.recipe==row.name)&(df.data==data)&(df.device==device_name(default_device()))].sum())
 
 def missing_jobs(planned, out):
     "Return a row for each missing training; the seeds of a timed row are one job"
@@ -280,7 +319,7 @@ def collect(a, rows, planned):
     write(a.out/'results/summary.md', text)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w:gz') as tar:
-        for o in ('results','logs','errors'): tar.add(a.out/o, o)
+        for o in ('done','results','logs','errors'): tar.add(a.out/o, o)
     write(a.pack/'results.tar.gz', buffer.getvalue())
     return missing
 
@@ -288,7 +327,7 @@ def summary(out, lines, planned):
     "Return the results as Markdown, and the number of those that are missing"
     text = ['| name | quantity | n | mean | sd | lowest | highest |', '|---|---|---|---|---|---|---|']
     for name in dict.fromkeys(o['name'] for o in lines):
-        found = pd.DataFrame([o for o in lines if o['name']==name]).filter(regex='accuracy|second|ratio')
+        found = pd.DataFrame([o for o in lines if o['name']==name]).filter(regex='accuracy|second|mfu')
         for k, (n, *values) in found.agg(['count','mean','std','min','max']).items():
             form = '.2%' if 'accuracy' in k else ',.4f'
             cells = ['' if pd.isna(o) else format(o, form) for o in values]
@@ -311,26 +350,12 @@ def pack_weights(a, rows):
     data = buffer.getvalue()
     for i in range(0, len(data), part_bytes): write(a.pack/f'weights-{i//part_bytes+1:02}.tar', data[i:i+part_bytes])
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--minutes', type=float, default=9., help='until all is written and packed (default 9)')
-    p.add_argument('--out', type=Path, required=True, help='folder of all that is measured')
-    p.add_argument('--data', help='default cifar10; digits with --quick',
-                   choices=['cifar10','digits','fashion_mnist','imagenette128','imagewoof128','cifar100'])
-    p.add_argument('--jobs', type=int, help='trainings at a time; default 6 on CUDA, else 1')
-    p.add_argument('--only', nargs='+', metavar='NAME[:SEEDS]', help='in this order: resnet18:0 davidnet:0,1 speedrun')
-    p.add_argument('--checkpoints', action='store_true', help='write checkpoints, and go on from them')
-    p.add_argument('--commit', default='', help='of the library, where git does not know')
-    p.add_argument('--pack', type=Path, help='folder of what to bring home; default DIR/pack')
-    p.add_argument('--pack-mb', type=float, default=45., help='the most megabytes of weights to pack (default 45)')
-    p.add_argument('--quick', action='store_true', help='rehearse: tiny networks on digits')
-    p.add_argument('--one', nargs=3, help=argparse.SUPPRESS) # name, seeds and the process that starts it
-    a = p.parse_args()
+def main(a):
     a.out, a.data = a.out.resolve(), a.data or ('digits' if a.quick else 'cifar10')
     a.pack = (a.pack or a.out/'pack').resolve()
     a.path = data_sets[a.data]()
-    a.jobs = a.jobs or (6 if torch.cuda.is_available() else 1)
+    a.jobs = a.jobs or (3 if torch.cuda.is_available() else 1)
     if a.one: child(a)
     else: sys.exit(measure(a)>0)
 
-if __name__=='__main__': main()
+if __name__=='__main__': main(args)
