@@ -39,9 +39,9 @@ def command(
             except (ValueError,OSError,ImportError) as e: exit_with(f'{f.__name__}: {error_text(e)}')
     return run
 
-_recipes = ['davidnet','speedrun','speedrun_cpu','speedrun96','layernorm_resnet18','attention','resnet18',
-            'layernorm_resnet18_modern','attention_modern','resnet18_modern','fashion_mnist','imagenette','imagewoof',
-            'cifar100_resnet18','cifar100_speedrun']
+_recipes = ['davidnet','speedrun','speedrun_gpu','speedrun_cpu','speedrun96','layernorm_resnet18','attention',
+            'resnet18','layernorm_resnet18_modern','attention_modern','resnet18_modern','fashion_mnist','imagenette',
+            'imagewoof','cifar100_resnet18','cifar100_speedrun']
 _choices = dict(engine=['batch','item'], part=['test','train'], format=['table','json','csv'])
 _least = dict(seeds=1, epochs=1, bs=1, n=1, rounds=1, steps=1, keep=1, top=1, queue=1, seed=0, warmup=0, n_robust=0,
               port=0, max_mb=.001)
@@ -98,7 +98,7 @@ def _number(option, value, words, most, kind):
 @call_parse
 @command
 def cifar_train(
-    # One recipe or several: davidnet (the default), speedrun, speedrun_cpu, speedrun96,
+    # One recipe or several: davidnet (the default), speedrun, speedrun_gpu, speedrun_cpu, speedrun96,
     # layernorm_resnet18, attention, resnet18; the last three also with _modern at the end
     *recipe:str,
     data:str=None, # digits (no download), a folder, or a name that --data help lists (default: the recipe's)

@@ -67,12 +67,6 @@ class Row:
 def table(quick, data):
     "Return the rows to measure on a data set, in the order in which they are started"
     fill, bf16 = recipes['davidnet'].policy.but(fill='normalized_mean'), dict(precision='bf16')
-    curriculum = dict( # candidate `cur9` of results/speedrun_candidates.csv
-        valid='test', precision='bf16', compile=True, drop_last=True, epochs=9, bs=1536, schedule=Linear(.205),
-        mom=.655,
-        opt_args=dict(bias_lr=88., head_lr=832., bias_mom=.825, decay=8e-7), whiten=.2, label_smoothing=.09,
-        model_args=dict(act='silu'), policy=recipes['speedrun'].policy.but(brightness=.14, contrast=.13),
-        progressive_resize=(.75,.676), tta_threshold=.7)
     if quick:
         tiny = dict(epochs=2, bs=250, model_args=dict(widths=[8,16,16], depth=1))
         return [
@@ -103,13 +97,13 @@ def table(quick, data):
         Row('davidnet_published_fill', 'davidnet', dict(policy=fill), (0,1,2)),
         *[Row(o, o, seeds=(0,1,2)) for o in ('resnet18_modern','layernorm_resnet18_modern')],
         *[Row(o, o, seeds=(0,1,2,3,4), weight=.5) for o in ('attention_modern','attention')],
-        *[Row(f'{o}_held_out', o, dict(valid=.1), (0,1,2)) for o in ('davidnet','speedrun')],
-        Row('speedrun', 'speedrun', seeds=tuple(range(25)), kind='repeats'), # airbench beside it
-        Row('speedrun_curriculum', 'speedrun', curriculum, seeds=tuple(range(25)), kind='repeats'),
-        Row('speedrun_graphs', 'speedrun', dict(curriculum, compile='graphs'),
-             seeds=tuple(range(25)), kind='repeats'),
+        *[Row(f'{o}_held_out', o, dict(valid=.1), (0,1,2)) for o in ('davidnet','speedrun_gpu')],
+        Row('speedrun_gpu', 'speedrun_gpu', seeds=tuple(range(25)), compiled=True, kind='repeats'), # beside airbench
+        Row('speedrun', 'speedrun', seeds=tuple(range(25)), kind='repeats'),
+        Row('speedrun_graphs', 'speedrun_gpu', dict(compile='graphs'), tuple(range(25)), kind='repeats'),
         Row('speedrun96', 'speedrun96', seeds=(0,1,2), kind='repeats'),
-        *[Row(f'speed_{o}', o, kind='speed') for o in ('resnet18','layernorm_resnet18','davidnet','attention')],
+        *[Row(f'speed_{o}', o, kind='speed')
+          for o in ('resnet18','layernorm_resnet18','davidnet','attention','speedrun_gpu')],
     ]
 
 def write(file, data):
@@ -180,9 +174,9 @@ def save_training(row, a, run, learn):
               seconds=history.seconds.sum(), first_epoch_seconds=history.seconds[0], compiled=bool(recipe.compile))
 
 def repeat(row, a):
-    "Time the training of several seeds; of the speed run beside airbench, if it is installed"
+    "Time the training of several seeds; `speedrun_gpu` beside airbench, if it is installed"
     recipe, others = row.recipe_of(row.seeds[0]), {}
-    if row.name=='speedrun':
+    if row.name=='speedrun_gpu':
         try: others['airbench'] = airbench_training(a.path)
         except ValueError as e: print(e)
     def report(result):
