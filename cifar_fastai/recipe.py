@@ -230,8 +230,8 @@ _add(recipes['speedrun'].but(name='speedrun_gpu', epochs=9, bs=1536, drop_last=T
     schedule=Linear(.205), mom=.655, opt_args=dict(bias_lr=88., head_lr=832., bias_mom=.825, decay=8e-7), whiten=.2,
     label_smoothing=.09, tta_threshold=.7, progressive_resize=(.75,.676), model_args=dict(act='silu'),
     policy=policies['speedrun'].but(brightness=.14, contrast=.13),
-    source='speedrun with the changes of the records of 2025 and 2026: batch size, rates, SiLU, less smoothing, jitter, '
-           'a short training of the whitening bias and progressive resizing; chosen on a held-out tenth'))
+    source='speedrun with the changes of later records: batch size, rates, SiLU, less smoothing, jitter, a short '
+           'training of the whitening bias, and progressive resizing, chosen on a held-out tenth of the training set'))
 _add(recipes['speedrun'].but(name='speedrun_cpu', epochs=11, bs=500, schedule=Linear(.12), whiten=3.4,
     opt_args=dict(bias_lr=26.5, head_lr=335., bias_mom=.85, decay=5e-7), label_smoothing=.09, tta_threshold=.7,
     progressive_resize=(.625,.6), model_args=dict(act='hardswish'),
