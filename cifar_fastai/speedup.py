@@ -81,7 +81,7 @@ def resize_batch(
     return x if x.shape[-2:]==(side,side) else F.interpolate(x, size=(side,side), mode='bilinear', antialias=True)
 
 class ProgressiveResize(FitCallback):
-    "Train on small images first, see `progressive_side`. Validation and range tests use the full size"
+    "Let the images grow during training, see `progressive_side`. Validation and range tests use the full size"
     order,run_valid = MixedPrecision.order-1,False
     def __init__(self,
         start:float=.625, # Side at the start, as a fraction of the full side
