@@ -219,6 +219,7 @@ class _TrainingClock(Callback):
     def after_train(self): self.tick(False)
     def after_epoch(self): self.add(self.recorder.values[-1][self.recorder.metric_names.index('accuracy')-1])
 
+def _is_compiled(learn): return isinstance(getattr(learn, 'compile', None), Compile) # a model has such a method
 def _compiled_model(learn):
     "Compile the model of a learner with the settings of its training steps"
     kwargs = {k:v for k,v in learn.compile.kwargs.items() if k!='mode'} # CUDA graphs overwrite the previous output
@@ -231,7 +232,7 @@ def accuracy_of(
     tta:bool|float=False # Test-time augmentation by `MultiCrop`: True, or only below this probability
 ) -> float:
     "Return the accuracy of a learner, without the overhead of `Learner.validate`"
-    compiled = isinstance(getattr(learn, 'compile', None), Compile) # a model has a method of this name
+    compiled = _is_compiled(learn)
     model = _compiled_model(learn) if compiled else learn.model
     if tta: model = MultiCrop(model, tta_threshold=float(tta), chunk=256 if compiled else None)
     model.eval()
@@ -291,16 +292,16 @@ def time_training(
     make=None, # Function of recipe, path and device that returns the learner; None is the recipe's own
     warmup:int=3 # Steps at each image size before the clock starts, see `warm_up`; 0 skips it
 ) -> tuple: # A dict of results, and the curve: a table with a row for each epoch and one for test-time augmentation
-    "Time one training by the rules of airbench"
+    "Time one training by the rules of airbench. Warn if `torch.compile` made graphs while the clock was running"
     r = recipe if seed is None else recipe.but(seed=seed)
     learn = make(r, path, device) if make else r.learner(r.dls(path, device=device))
     if tta is True: tta = r.tta_threshold
     learn.model.to(learn.dls.device)
     for dl in learn.dls.loaders: dl.one_batch() # moves the images to the device
     restore = warm_up(learn, r, warmup) if warmup else noop
-    n_batches = None if learn.dls.device.type=='cuda' else 1 # on CUDA all: cuDNN plans by batch size
-    if warmup: accuracy_of(learn, itertools.islice(learn.dls.valid, n_batches), tta)
-    clock = _TrainingClock(learn.dls.device)
+    by_size = learn.dls.device.type=='cuda' or _is_compiled(learn) # kernels are chosen for each batch size
+    if warmup: accuracy_of(learn, itertools.islice(learn.dls.valid, None if by_size else 1), tta)
+    clock,n_graphs = _TrainingClock(learn.dls.device),compiled_graphs()
     with PeakMemory(learn.dls.device) as memory,learn.no_bar(),learn.no_logging():
         clock.tick()
         restore()
@@ -310,8 +311,11 @@ def time_training(
         final = accuracy_of(learn, tta=tta)
         clock.tick(False)
     if tta: clock.add(final, True)
+    n_graphs = compiled_graphs()-n_graphs
+    if n_graphs:
+        warnings.warn(f'the time includes {n_graphs} compilations. An incomplete last batch has its own: set drop_last')
     row = dict(seed=r.seed, epochs=r.epochs, accuracy=plain, accuracy_tta=final if tta else math.nan,
-               seconds=clock.seconds, images_per_second=rate, peak_memory=memory.mb)
+               seconds=clock.seconds, images_per_second=rate, peak_memory=memory.mb, compilations=n_graphs)
     return row,pd.DataFrame(clock.curve)
 
 # %% ../nbs/32_bench.ipynb #8bddc6c0
@@ -418,7 +422,7 @@ def airbench_training(
         curve = pd.DataFrame(dict(epoch=[*range(1,n+1),n], seconds=df.total_time_seconds,
                                   accuracy=[*df.val_acc[:-1],end.tta_val_acc], tta=df.epoch=='eval'))
         return dict(seed=seed, epochs=opt['train_epochs'], accuracy=last.val_acc, accuracy_tta=end.tta_val_acc,
-                    seconds=end.total_time_seconds, peak_memory=memory.mb,
+                    seconds=end.total_time_seconds, peak_memory=memory.mb, compilations=0,
                     images_per_second=n_steps*opt['batch_size']/last.total_time_seconds),curve
     return run
 

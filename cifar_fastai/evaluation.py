@@ -100,7 +100,8 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
     def report(o):
         done.append(o)
         tta = '' if math.isnan(o['accuracy_tta']) else f", {o['accuracy_tta']:.2%} with TTA"
-        print(f"{o['learner']}, seed {o['seed']}: {o['accuracy']:.2%}{tta}, in {o['seconds']:.1f} s", flush=True)
+        compiled = f", {o['compilations']} compilations included" if o['compilations']>0 else ''
+        print(f"{o['learner']}, seed {o['seed']}: {o['accuracy']:.2%}{tta}, in {o['seconds']:.1f} s{compiled}", flush=True)
     try:
         if alone:
             speeds = compare_speed(speed_baselines(r, path, interleaved, device), rounds, steps, warmup)

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/precision.html.md"""
 
 # %% ../nbs/14_precision.ipynb #f14653d4
 from __future__ import annotations
-import contextlib,gc,time,warnings
+import contextlib,gc,sys,time,warnings
 from collections import Counter
 from contextlib import ExitStack,contextmanager
 from fastai.vision.all import *
@@ -21,8 +21,8 @@ from .callbacks import FitCallback,L1Penalty
 from .cpu import *
 
 # %% auto #0
-__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'Compile', 'StepGraphs', 'synchronize', 'matmul_peak',
-           'training_flops', 'PeakMemory']
+__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'compiled_graphs', 'Compile', 'StepGraphs', 'synchronize',
+           'matmul_peak', 'training_flops', 'PeakMemory']
 
 # %% ../nbs/14_precision.ipynb #6f5a9538
 class MixedPrecision(FitCallback, fp16.MixedPrecision):
@@ -143,6 +143,11 @@ def _torch_loss(loss_func):
     return loss_func if isinstance(loss_func, nn.Module) else None
 
 def _plain(b): return tuple(o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in b)
+
+def compiled_graphs() -> int:
+    "Return how many graphs `torch.compile` has made in this process"
+    dynamo = sys.modules.get('torch._dynamo.utils') # the first compilation imports it
+    return dynamo.counters['stats']['unique_graphs'] if dynamo else 0
 
 class Compile(FitCallback):
     "Run forward pass, loss and backward pass of training through `torch.compile`. Validation runs eagerly"
