@@ -103,6 +103,9 @@ def mean_interval(
     return dict(n=n, mean=mean, sd=sd, low=mean-half, high=mean+half, median=float(np.median(x)))
 
 # %% ../nbs/32_bench.ipynb #79fc813d
+def _is_compiled(learn): return isinstance(getattr(learn, 'compile', None), Compile) # a model has such a method
+def _loss_of(model, loss_func, x, y): return loss_func(model(x).float(), y)
+
 class BareLoop:
     "Train the model of a recipe's learner by a plain PyTorch loop. A `Plateau` schedule keeps its first learning rate"
     def __init__(self,
@@ -117,6 +120,7 @@ class BareLoop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision=='fp16')
         if precision!='fp32': self.model.to(memory_format=torch.channels_last)
         if hasattr(self.learn, 'packed_conv'): self.learn.packed_conv.before_fit()
+        self.loss_of = compile_shared(_loss_of, **self.learn.compile.kwargs) if _is_compiled(self.learn) else _loss_of
         if recipe.whiten is not None: self.learn.whiten.before_train()
         self.n_whiten = (recipe.whiten or 0)*len(dls.train) # steps in which the bias of a whitening layer is trained
     def _set_hypers(self, lr, mom):
@@ -139,15 +143,16 @@ class BareLoop:
         "Train endlessly: each `next` takes a step and returns the number of its images"
         n,r = len(self.dls.train),self.recipe
         lrs,moms = r.lrs(n)*scale,r.schedule.moms(r.epochs, n)
+        loss_func = nn.CrossEntropyLoss(label_smoothing=r.label_smoothing)
         self.model.train()
         for i,(x,y) in enumerate(itertools.chain.from_iterable(itertools.repeat(self.dls.train))):
             j = min(i, len(lrs)-1)
             self._set_hypers(float(lrs[j]), None if moms is None else float(moms[j]))
             if r.progressive_resize:
                 x = resize_batch(x, progressive_side(i/(n*r.epochs), x.shape[-1], *r.progressive_resize))
+            torch.compiler.cudagraph_mark_step_begin()
             with autocast_of(self.learn):
-                pred = self.model(x.as_subclass(Tensor)).float()
-                loss = F.cross_entropy(pred, y.as_subclass(Tensor), label_smoothing=r.label_smoothing)
+                loss = self.loss_of(self.model, loss_func, x.as_subclass(Tensor), y.as_subclass(Tensor))
                 if r.l1: loss = loss+self.learn.l1_penalty.penalty(self.model)
             self.scaler.scale(loss).backward()
             self._step(i)
@@ -219,7 +224,6 @@ class _TrainingClock(Callback):
     def after_train(self): self.tick(False)
     def after_epoch(self): self.add(self.recorder.values[-1][self.recorder.metric_names.index('accuracy')-1])
 
-def _is_compiled(learn): return isinstance(getattr(learn, 'compile', None), Compile) # a model has such a method
 def _compiled_model(learn):
     "Compile the model of a learner with the settings of its training steps"
     kwargs = {k:v for k,v in learn.compile.kwargs.items() if k!='mode'} # CUDA graphs overwrite the previous output

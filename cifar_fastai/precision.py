@@ -21,8 +21,8 @@ from .callbacks import FitCallback,L1Penalty
 from .cpu import *
 
 # %% auto #0
-__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'compiled_graphs', 'Compile', 'StepGraphs', 'synchronize',
-           'matmul_peak', 'training_flops', 'PeakMemory']
+__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'compiled_graphs', 'compile_shared', 'Compile', 'StepGraphs',
+           'synchronize', 'matmul_peak', 'training_flops', 'PeakMemory']
 
 # %% ../nbs/14_precision.ipynb #6f5a9538
 class MixedPrecision(FitCallback, fp16.MixedPrecision):
@@ -149,6 +149,15 @@ def compiled_graphs() -> int:
     dynamo = sys.modules.get('torch._dynamo.utils') # the first compilation imports it
     return dynamo.counters['stats']['unique_graphs'] if dynamo else 0
 
+def compile_shared(
+    f, # Function that many models share, each of which needs graphs of its own
+    **kwargs # For `torch.compile`
+): # The compiled function
+    "Compile a function with a limit of 64 graphs instead of 8, above which `torch.compile` silently runs it eagerly"
+    import torch._dynamo as dynamo
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
+    return torch.compile(f, **kwargs)
+
 class Compile(FitCallback):
     "Run forward pass, loss and backward pass of training through `torch.compile`. Validation runs eagerly"
     order,run_valid,during = PackedConv.order+1,False,('fit','range_test')
@@ -156,10 +165,7 @@ class Compile(FitCallback):
         **kwargs # For `torch.compile`: mode, backend, fullgraph, dynamic
     ): self.kwargs,self.seconds = kwargs,None
 
-    def before_fit(self):
-        import torch._dynamo as dynamo
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64) # all models share one limit
-        self._compiled = torch.compile(_forward_and_loss, **self.kwargs)
+    def before_fit(self): self._compiled = compile_shared(_forward_and_loss, **self.kwargs)
 
     def before_batch(self):
         if self.seconds is None: self._start = time.perf_counter()
