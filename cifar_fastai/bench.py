@@ -103,6 +103,9 @@ def mean_interval(
     return dict(n=n, mean=mean, sd=sd, low=mean-half, high=mean+half, median=float(np.median(x)))
 
 # %% ../nbs/32_bench.ipynb #79fc813d
+def _is_compiled(learn): return isinstance(getattr(learn, 'compile', None), Compile) # a model has such a method
+def _loss_of(model, loss_func, x, y): return loss_func(model(x).float(), y)
+
 class BareLoop:
     "Train the model of a recipe's learner by a plain PyTorch loop. A `Plateau` schedule keeps its first learning rate"
     def __init__(self,
@@ -117,6 +120,7 @@ class BareLoop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision=='fp16')
         if precision!='fp32': self.model.to(memory_format=torch.channels_last)
         if hasattr(self.learn, 'packed_conv'): self.learn.packed_conv.before_fit()
+        self.loss_of = compile_shared(_loss_of, **self.learn.compile.kwargs) if _is_compiled(self.learn) else _loss_of
         if recipe.whiten is not None: self.learn.whiten.before_train()
         self.n_whiten = (recipe.whiten or 0)*len(dls.train) # steps in which the bias of a whitening layer is trained
     def _set_hypers(self, lr, mom):
@@ -139,15 +143,16 @@ class BareLoop:
         "Train endlessly: each `next` takes a step and returns the number of its images"
         n,r = len(self.dls.train),self.recipe
         lrs,moms = r.lrs(n)*scale,r.schedule.moms(r.epochs, n)
+        loss_func = nn.CrossEntropyLoss(label_smoothing=r.label_smoothing)
         self.model.train()
         for i,(x,y) in enumerate(itertools.chain.from_iterable(itertools.repeat(self.dls.train))):
             j = min(i, len(lrs)-1)
             self._set_hypers(float(lrs[j]), None if moms is None else float(moms[j]))
             if r.progressive_resize:
                 x = resize_batch(x, progressive_side(i/(n*r.epochs), x.shape[-1], *r.progressive_resize))
+            torch.compiler.cudagraph_mark_step_begin()
             with autocast_of(self.learn):
-                pred = self.model(x.as_subclass(Tensor)).float()
-                loss = F.cross_entropy(pred, y.as_subclass(Tensor), label_smoothing=r.label_smoothing)
+                loss = self.loss_of(self.model, loss_func, x.as_subclass(Tensor), y.as_subclass(Tensor))
                 if r.l1: loss = loss+self.learn.l1_penalty.penalty(self.model)
             self.scaler.scale(loss).backward()
             self._step(i)
@@ -231,7 +236,7 @@ def accuracy_of(
     tta:bool|float=False # Test-time augmentation by `MultiCrop`: True, or only below this probability
 ) -> float:
     "Return the accuracy of a learner, without the overhead of `Learner.validate`"
-    compiled = isinstance(getattr(learn, 'compile', None), Compile) # a model has a method of this name
+    compiled = _is_compiled(learn)
     model = _compiled_model(learn) if compiled else learn.model
     if tta: model = MultiCrop(model, tta_threshold=float(tta), chunk=256 if compiled else None)
     model.eval()
@@ -291,16 +296,16 @@ def time_training(
     make=None, # Function of recipe, path and device that returns the learner; None is the recipe's own
     warmup:int=3 # Steps at each image size before the clock starts, see `warm_up`; 0 skips it
 ) -> tuple: # A dict of results, and the curve: a table with a row for each epoch and one for test-time augmentation
-    "Time one training by the rules of airbench"
+    "Time one training by the rules of airbench. Warn if `torch.compile` made graphs while the clock was running"
     r = recipe if seed is None else recipe.but(seed=seed)
     learn = make(r, path, device) if make else r.learner(r.dls(path, device=device))
     if tta is True: tta = r.tta_threshold
     learn.model.to(learn.dls.device)
     for dl in learn.dls.loaders: dl.one_batch() # moves the images to the device
     restore = warm_up(learn, r, warmup) if warmup else noop
-    n_batches = None if learn.dls.device.type=='cuda' else 1 # on CUDA all: cuDNN plans by batch size
-    if warmup: accuracy_of(learn, itertools.islice(learn.dls.valid, n_batches), tta)
-    clock = _TrainingClock(learn.dls.device)
+    by_size = learn.dls.device.type=='cuda' or _is_compiled(learn) # kernels are chosen for each batch size
+    if warmup: accuracy_of(learn, itertools.islice(learn.dls.valid, None if by_size else 1), tta)
+    clock,n_graphs = _TrainingClock(learn.dls.device),compiled_graphs()
     with PeakMemory(learn.dls.device) as memory,learn.no_bar(),learn.no_logging():
         clock.tick()
         restore()
@@ -310,8 +315,11 @@ def time_training(
         final = accuracy_of(learn, tta=tta)
         clock.tick(False)
     if tta: clock.add(final, True)
+    n_graphs = compiled_graphs()-n_graphs
+    if n_graphs:
+        warnings.warn(f'the time includes {n_graphs} compilations. An incomplete last batch has its own: set drop_last')
     row = dict(seed=r.seed, epochs=r.epochs, accuracy=plain, accuracy_tta=final if tta else math.nan,
-               seconds=clock.seconds, images_per_second=rate, peak_memory=memory.mb)
+               seconds=clock.seconds, images_per_second=rate, peak_memory=memory.mb, compilations=n_graphs)
     return row,pd.DataFrame(clock.curve)
 
 # %% ../nbs/32_bench.ipynb #8bddc6c0
@@ -376,7 +384,10 @@ def _airbench_table(text):
     return df[['epoch','train_loss','train_acc','val_acc','tta_val_acc','total_time_seconds']]
 
 def _airbench_images(path, folder):
-    "Write the images of a folder where airbench looks for CIFAR-10. Return the number of training images"
+    """Write the images of a folder where airbench looks for CIFAR-10. Return the number of training images
+
+    The order is random, as in CIFAR-10's own files: airbench computes its first layer from the first 5,000 images,
+    which would otherwise be of one class."""
     images = find_images(path)
     pixels,classes = load_images(images).pixels,images.classes
     n,size = len(classes),pixels.shape[1]
@@ -385,7 +396,8 @@ def _airbench_images(path, folder):
     for part in ('train','test'):
         files = images.split(part)
         start,labels = images.files.index(files[0]),tensor([classes.index(o.split('/')[1]) for o in files])
-        data = dict(images=torch.tensor(pixels[start:start+len(files)]), labels=labels, classes=classes)
+        order = np.random.default_rng(0).permutation(len(files))
+        data = dict(images=torch.tensor(pixels[start+order]), labels=labels[order], classes=classes)
         torch.save(data, folder/f'{part}.pt')
     return len(images.split('train'))
 
@@ -409,12 +421,12 @@ def airbench_training(
     printed(airbench.warmup94)
     def run(seed):
         torch.manual_seed(seed)
-        with PeakMemory('cuda') as memory: df = _airbench_table(printed(train, run=seed))
+        with PeakMemory('cuda') as memory: df = _airbench_table(printed(train, run=0)) # others print no header
         last,end,n = df.iloc[-2],df.iloc[-1],len(df)-1
         curve = pd.DataFrame(dict(epoch=[*range(1,n+1),n], seconds=df.total_time_seconds,
                                   accuracy=[*df.val_acc[:-1],end.tta_val_acc], tta=df.epoch=='eval'))
         return dict(seed=seed, epochs=opt['train_epochs'], accuracy=last.val_acc, accuracy_tta=end.tta_val_acc,
-                    seconds=end.total_time_seconds, peak_memory=memory.mb,
+                    seconds=end.total_time_seconds, peak_memory=memory.mb, compilations=0,
                     images_per_second=n_steps*opt['batch_size']/last.total_time_seconds),curve
     return run
 

@@ -53,7 +53,8 @@ def _print_speeds(r, dls, device, speeds):
     _print_measurements(bench_table(speeds, mfu=flops/peak).drop(columns='n'))
     if 'bare_pytorch' in speeds.index:
         ratio = speeds.filter(like='turn_').T.eval('cifar_fastai/bare_pytorch').median()
-        print(f'\ncifar_fastai reaches {ratio:.0%} of the throughput of the bare loop')
+        also = ', compiled like it' if r.compile else ''
+        print(f'\ncifar_fastai reaches {ratio:.0%} of the throughput of the bare loop{also}')
     return flops/peak
 
 def _bench_host(recipe, data, bs, rounds, steps, warmup, device):
@@ -61,17 +62,22 @@ def _bench_host(recipe, data, bs, rounds, steps, warmup, device):
     rs = [o for o in recipes.values() if o.data=='cifar10'] if recipe is None else [changed_recipe(recipe)]
     path = data_path(data or 'digits')
     table = host_overhead(rs, path, rounds, steps or 20, warmup or 5, bs or 32, device=device or default_device())
-    print('Per training step with a stub of the network, images of 16x16 pixels\n')
-    print_table(table.round(2))
+    print('Per training step with a stub of the network, images of 16x16 pixels; operations and reads as on a GPU.\n'
+          'outside: operations that --compile leaves\n')
+    print_table(table.drop(columns=[(o,'extra') for o in ('operations','outside','reads')]).round(2))
 
 def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds, steps, warmup, device, fp32, compile,
           no_tta, speed_only, host, quick, csv, plot):
     "Measure a recipe, see `cifar_bench`"
     mute_other_ranks()
     check_device(device)
-    if host and (csv or script or warmup==0):
-        raise ValueError('--host takes no --csv or --script, and a --warmup of at least 1')
-    if host: return _bench_host(recipe, data, bs, rounds, steps, warmup, device)
+    if host:
+        ignored = dict(epochs=epochs, n=n, seed=seed, baselines=baselines, script=script, pattern=pattern, fp32=fp32,
+                       compile=compile, no_tta=no_tta, speed_only=speed_only, quick=quick, csv=csv, plot=plot)
+        given = [f"--{k.replace('_','-')}" for k,v in ignored.items() if v is not None and v is not False]
+        if given: raise ValueError(f'--host takes no {", ".join(given)}')
+        if warmup==0: raise ValueError('--host needs a --warmup of at least 1')
+        return _bench_host(recipe, data, bs, rounds, steps, warmup, device)
     device,alone = torch.device(device or default_device()),num_distrib()<2
     own_data = recipes[recipe].data if recipe in recipes else 'cifar10'
     defaults = dict(recipe='davidnet', data=own_data, bs=None, epochs=None, n=3, steps=6, warmup=2)
@@ -100,7 +106,9 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
     def report(o):
         done.append(o)
         tta = '' if math.isnan(o['accuracy_tta']) else f", {o['accuracy_tta']:.2%} with TTA"
-        print(f"{o['learner']}, seed {o['seed']}: {o['accuracy']:.2%}{tta}, in {o['seconds']:.1f} s", flush=True)
+        compiled = f", {o['compilations']} compilations included" if o['compilations']>0 else ''
+        seconds = f"{o['seconds']:.1f} s{compiled}"
+        print(f"{o['learner']}, seed {o['seed']}: {o['accuracy']:.2%}{tta}, in {seconds}", flush=True)
     try:
         if alone:
             speeds = compare_speed(speed_baselines(r, path, interleaved, device), rounds, steps, warmup)

@@ -10,11 +10,13 @@ import time
 from collections import Counter
 from contextlib import ExitStack,contextmanager
 from fastai.vision.all import *
+from fastai.callback.channelslast import ChannelsLast
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from .core import *
 from .data import *
 from .callbacks import *
+from .optim import Muon
 from .precision import *
 from .recipe import *
 from .bench import *
@@ -32,38 +34,56 @@ class _CpuCalls(TorchFunctionMode):
 
 class CountOperations(TorchDispatchMode):
     "Context manager: count dispatched aten operations, by name in `operations`; reading `.data` counts as `detach`"
-    def __init__(self):
+    paused = False # in a stub
+    def __init__(self,
+        opt=None # A torch optimizer: `reads` excludes those of its step numbers, which Adam keeps on the CPU
+    ):
         super().__init__()
-        self.operations,self._cpu_calls = Counter(),_CpuCalls()
+        self.operations,self.opt,self._n_own,self._cpu_calls = Counter(),opt,0,_CpuCalls()
     def __enter__(self):
+        states = self.opt.state.values() if self.opt else []
+        self._own = {o['step'].data_ptr() for o in states if isinstance(o.get('step'), Tensor)}
         self._cpu_calls.__enter__()
         return super().__enter__()
     def __exit__(self, *args):
         super().__exit__(*args)
         self._cpu_calls.__exit__(*args)
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace=='aten': self.operations[func._schema.name.removeprefix('aten::')] += 1
+        if func.namespace=='aten' and not CountOperations.paused:
+            name = func._schema.name.removeprefix('aten::')
+            self.operations[name] += 1
+            self._n_own += name=='_local_scalar_dense' and args[0].data_ptr() in self._own
         return func(*args, **(kwargs or {}))
     @property
     def reads(self) -> int:
         "Number of operations that would wait for the device if the tensors were on one"
-        return self._cpu_calls.n+sum(self.operations[o] for o in ('_local_scalar_dense','equal','nonzero'))
+        n = sum(self.operations[o] for o in ('_local_scalar_dense','equal','nonzero'))
+        return self._cpu_calls.n+n-self._n_own
 
 # %% ../nbs/33_host.ipynb #517c6800
+@contextmanager
+def _uncounted():
+    CountOperations.paused = True
+    try: yield
+    finally: CountOperations.paused = False
+
 class _Stub(torch.autograd.Function):
-    "Logits of zeros, whose gradients are zeros"
+    "Logits of zeros, and a loss of zero, whose gradients are zeros"
     @staticmethod
+    @_uncounted()
     def forward(ctx, x, n_out, *params):
         ctx.save_for_backward(*params)
-        return x.new_zeros(len(x), n_out)
+        ctx.set_materialize_grads(False)
+        return x.new_zeros(len(x), n_out),x.new_zeros(())
     @staticmethod
-    def backward(ctx, grad): return None,None,*map(torch.zeros_like, ctx.saved_tensors)
+    @_uncounted()
+    def backward(ctx, *grads): return None,None,*map(torch.zeros_like, ctx.saved_tensors)
 
 def stub_forward(
     model:nn.Module, # Network; its parameters are truncated in place
     n_out:int # Number of logits
-) -> nn.Module: # The same network
-    """Replace the forward pass by a single operation, and all gradients by zeros
+) -> nn.Module: # The same network; its method `stub` returns logits and a loss
+    """Replace the forward pass by logits of zeros, and all gradients by zeros; the stub's own operations do not count
 
     In parameters with more than 1,000 elements, each axis of length n is cut to max(4, n.bit_length()), e.g. 512 to 10.
     Axes of 8 or more that differ by a factor of 2 keep different lengths, for optimizers that group parameters by
@@ -72,7 +92,8 @@ def stub_forward(
     for p in params:
         p.grad = None
         if p.numel()>1000: p.data = p.data[tuple(slice(max(4, o.bit_length())) for o in p.shape)].clone()
-    model.forward = lambda x: _Stub.apply(x.as_subclass(Tensor), n_out, *params)
+    model.stub = lambda x: _Stub.apply(x.as_subclass(Tensor), n_out, *params)
+    model.forward = lambda x: model.stub(x)[0]
     return model
 
 # %% ../nbs/33_host.ipynb #ea0f4f56
@@ -89,18 +110,48 @@ class _Window(FitCallback):
         raise CancelFitException()
     def cleanup(self): self.entered.close() # after an error or Ctrl-C in between
 
-def _learner_steps(recipe, dls):
-    "Return a function that takes `warmup` steps, and `steps` more inside a context"
+class _StubCompile(Compile):
+    "`Compile` with a stub in place of the compiled forward pass, loss and backward pass"
+    def before_fit(self): self._compiled = lambda model, loss_func, xb, yb: model.stub(*xb)
+
+def _as_on_gpu(learn, precision):
+    "Let a learner on a CPU dispatch the operations that it would on a GPU, in the precision that it has there"
+    if precision!='fp32': learn.add_cbs([MixedPrecision(precision),ChannelsLast()])
+    learn.terminate_on_non_finite.every = 50
+    if learn.opt is None: learn.create_opt()
+    for g in learn.opt.opt.param_groups:
+        if 'foreach' in g: g['foreach'] = True
+
+def _stub_update(opt):
+    "Let a compiled update of Muon count as what it leaves: it copies the learning rate of each group to the device"
+    step,rates = opt.step,[torch.zeros((), device=g['params'][0].device) for g in opt.param_groups if g['params']]
+    def update(closure=None):
+        for o in rates: o.fill_(1.)
+        with _uncounted(): return step()
+    if isinstance(opt, Muon): opt.step = update
+
+def _learner_steps(recipe, dls, precision, compiled):
+    "Return a function that takes `warmup` steps, and `steps` more inside a context, and the optimizer"
     learn = recipe.learner(dls)
     stub_forward(learn.model, dls.c)
+    if compiled: learn.add_cb(_StubCompile())
+    if precision: _as_on_gpu(learn, precision)
+    else: learn.create_opt()
+    if compiled: _stub_update(learn.opt.opt)
     def run(context, steps, warmup):
         with learn.no_bar(),learn.no_logging(): recipe.fit(learn, _Window(context, steps, warmup))
-    return run
+    return run,learn.opt.opt
 
-def _bare_steps(recipe, dls):
+def _bare_steps(recipe, dls, precision, compiled):
     "Like `_learner_steps`, with a bare loop"
     loop = BareLoop(recipe, dls)
     stub_forward(loop.model, dls.c)
+    if compiled:
+        loop.loss_of = lambda model, loss_func, x, y: model.stub(x)[1]
+        _stub_update(loop.opt)
+    if precision:
+        _as_on_gpu(loop.learn, precision)
+        loop.scaler = torch.amp.GradScaler('cpu', enabled=precision=='fp16')
     def run(context, steps, warmup):
         sizes = loop.run()
         loop.learn.malloc_tuning.before_fit()
@@ -109,7 +160,7 @@ def _bare_steps(recipe, dls):
             with context:
                 for _ in range(steps): next(sizes)
         finally: loop.learn.malloc_tuning.cleanup()
-    return run
+    return run,loop.opt
 
 @contextmanager
 def _stopwatch(device, found):
@@ -127,10 +178,10 @@ def _milliseconds(run, device):
         return 1000*found[0]/steps
     return measure
 
-def _operations(run, steps, warmup):
-    counted = CountOperations()
+def _operations(run, opt, steps, warmup):
+    counted = CountOperations(opt)
     run(counted, steps, warmup)
-    return dict(operations=counted.operations.total()/steps, reads=counted.reads/steps)
+    return counted.operations.total()/steps,counted.reads/steps
 
 def host_overhead(
     recipes, # A `Recipe`, or several; they are not compiled
@@ -140,25 +191,30 @@ def host_overhead(
     warmup:int=5, # Steps before each measurement, in the same epoch
     bs:int=32, # Batch size
     size:int=16, # Side of the images in pixels
-    device='cpu' # Device of images and parameters
+    device='cpu' # Device of images and parameters; a CPU dispatches what a GPU would
 ) -> pd.DataFrame: # One row per recipe; two-level columns
     """Measure the host time, dispatched operations and device reads of a training step whose network is a stub
 
-    The columns are (ms, operations, reads) x (learner, bare, extra = learner - bare), per step. Raise `ValueError` if
-    recipes share a name, or if an epoch is too short."""
+    The columns are (ms, operations, outside, reads) x (learner, bare, extra = learner - bare), per step. `outside` is
+    the number of operations outside the graphs of `Recipe.compile`: those of forward pass, loss and backward pass, and
+    of Muon's update. Raise `ValueError` if recipes share a name, or if an epoch is too short."""
     recipes,rows = L(recipes),{}
     if repeated := [name for name,n in Counter(recipes.attrgot('name')).items() if n>1]:
         raise ValueError(f'recipes: the name {repeated[0]!r} is not unique. Rename recipes by `but(name=...)`')
     for r in recipes:
-        r = r.but(bs=bs, drop_last=True, compile=False)
-        def load():
+        r,precision = r.but(bs=bs, drop_last=True, compile=False),None
+        if torch.device(device).type=='cpu': r,precision = r.but(precision='fp32'),r.precision_on('cuda')
+        def made(steps_of, compiled=False):
             dls = r.dls(path or get_digits(), size=size, device=device)
-            if len(dls.train)>=steps+warmup: return dls
+            if len(dls.train)>=steps+warmup: return steps_of(r, dls, precision, compiled)
             raise ValueError(f'steps + warmup = {steps+warmup}, but an epoch has only {len(dls.train)} batches; lower '
                              'steps, warmup or bs')
-        loops = dict(learner=_learner_steps(r, load()), bare=_bare_steps(r, load()))
-        values = pd.DataFrame({k: _operations(run, steps, warmup) for k,run in loops.items()})
-        makers = {k: partial(_milliseconds, run, device) for k,run in loops.items()}
+        values,makers = pd.DataFrame(index=['ms','operations','outside','reads']),{}
+        for k,steps_of in dict(learner=_learner_steps, bare=_bare_steps).items():
+            run,opt = made(steps_of)
+            values.loc[['operations','reads'],k] = _operations(run, opt, steps, warmup)
+            values.loc['outside',k] = _operations(*made(steps_of, True), steps, warmup)[0]
+            makers[k] = partial(_milliseconds, run, device)
         values.loc['ms'] = compare_speed(makers, rounds, steps, warmup, noisy=math.inf)['median']
-        rows[r.name] = values.assign(extra=values.learner-values.bare).loc[['ms','operations','reads']].stack()
+        rows[r.name] = values.assign(extra=values.learner-values.bare).stack()
     return pd.DataFrame(rows).T

@@ -6,22 +6,23 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/precision.html.md"""
 
 # %% ../nbs/14_precision.ipynb #f14653d4
 from __future__ import annotations
-import contextlib,gc,time,warnings
+import contextlib,gc,sys,time,warnings
 from collections import Counter
 from contextlib import ExitStack,contextmanager
 from fastai.vision.all import *
 from fastai.callback import fp16
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.mixup import MixHandler
 from torch.utils.flop_counter import FlopCounterMode
 from .core import *
 from .optim import Muon
-from .callbacks import FitCallback
+from .callbacks import FitCallback,L1Penalty
 from .cpu import *
 
 # %% auto #0
-__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'Compile', 'StepGraphs', 'synchronize', 'matmul_peak',
-           'training_flops', 'PeakMemory']
+__all__ = ['MixedPrecision', 'autocast_of', 'tuned_convolutions', 'compiled_graphs', 'compile_shared', 'Compile', 'StepGraphs',
+           'synchronize', 'matmul_peak', 'training_flops', 'PeakMemory']
 
 # %% ../nbs/14_precision.ipynb #6f5a9538
 class MixedPrecision(FitCallback, fp16.MixedPrecision):
@@ -143,6 +144,20 @@ def _torch_loss(loss_func):
 
 def _plain(b): return tuple(o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in b)
 
+def compiled_graphs() -> int:
+    "Return how many graphs `torch.compile` has made in this process"
+    dynamo = sys.modules.get('torch._dynamo.utils') # the first compilation imports it
+    return dynamo.counters['stats']['unique_graphs'] if dynamo else 0
+
+def compile_shared(
+    f, # Function that many models share, each of which needs graphs of its own
+    **kwargs # For `torch.compile`
+): # The compiled function
+    "Compile a function with a limit of 64 graphs instead of 8, above which `torch.compile` silently runs it eagerly"
+    import torch._dynamo as dynamo
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
+    return torch.compile(f, **kwargs)
+
 class Compile(FitCallback):
     "Run forward pass, loss and backward pass of training through `torch.compile`. Validation runs eagerly"
     order,run_valid,during = PackedConv.order+1,False,('fit','range_test')
@@ -150,10 +165,7 @@ class Compile(FitCallback):
         **kwargs # For `torch.compile`: mode, backend, fullgraph, dynamic
     ): self.kwargs,self.seconds = kwargs,None
 
-    def before_fit(self):
-        import torch._dynamo as dynamo
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64) # all models share one limit
-        self._compiled = torch.compile(_forward_and_loss, **self.kwargs)
+    def before_fit(self): self._compiled = compile_shared(_forward_and_loss, **self.kwargs)
 
     def before_batch(self):
         if self.seconds is None: self._start = time.perf_counter()
@@ -189,13 +201,21 @@ class Compile(FitCallback):
 
 # %% ../nbs/14_precision.ipynb #c9e2203e
 _most_kinds = 32 # of steps; with a momentum schedule, each step is of its own kind
+_recorded = 'after_pred after_loss before_backward after_backward before_step after_step'.split() # events
+_constant = MixedPrecision,Compile,L1Penalty,GradientClip # callbacks of the same operations in each step
+
+def _may_vary(cb):
+    "Return whether the work of a callback in a recorded step may depend on the step"
+    if isinstance(cb, MixHandler): return True # its loss
+    declared = isinstance(cb, _constant) or any(hasattr(type(cb), o) for o in ('graph_state','in_graph'))
+    return not declared and any(hasattr(type(cb), o) for o in _recorded)
 
 class StepGraphs(FitCallback):
     """Record training steps, optimizer included, as CUDA graphs, and replay them: the GPU does not wait for Python
 
     Supports torch's SGD and `Muon` in bf16 and fp32 on one GPU; otherwise, warn and leave the steps as they are. In a
-    replay, the events from `after_pred` to `after_step` do not occur. A callback whose work in these events depends on
-    the step defines `graph_state()`: steps of the same value share a graph, None is not recorded. `after_replay()` of
+    replay, the events from `after_pred` to `after_step` do not occur. A callback that acts in these events and reads
+    no tensor defines `graph_state()`: steps of the same value share a graph, None is not recorded. `after_replay()` of
     a callback is called after each replay; with `in_graph = False`, its own work is left out of the graphs."""
     order,run_valid,during = MixedPrecision.order+2,False,('fit','range_test')
     def __init__(self,
@@ -217,14 +237,20 @@ class StepGraphs(FitCallback):
         if hasattr(self.learn, 'scaler') and self.learn.scaler.is_enabled(): return 'fp16 scales gradients, use bf16'
         if num_distrib()>1: return 'several processes share each step'
         if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile has a mode, leave it out'
+        for cb in self._active:
+            if _may_vary(cb): return f'{type(cb).__name__} may change the loss or the step from batch to batch'
+
+    @property
+    def _active(self):
+        "The callbacks that take part in this fit or range test"
+        scope = 'range_test' if self.in_range_test else 'fit'
+        return [cb for cb in self.learn.cbs if scope in getattr(type(cb), 'during', [scope])]
 
     def before_fit(self):
         if why := self.unsupported():
             warnings.warn(f'StepGraphs: steps are not recorded: {why}')
             return
-        scope = 'range_test' if self.in_range_test else 'fit'
-        active = [cb for cb in self.learn.cbs if scope in getattr(type(cb), 'during', [scope])]
-        def defining(name): return [cb for cb in active if hasattr(type(cb), name)]
+        def defining(name): return [cb for cb in self._active if hasattr(type(cb), name)]
         self._stateful,self._replayed,self._left_out = map(defining, ('graph_state','after_replay','in_graph'))
         self._n_seen.clear() # a new optimizer has no state before its first step
         self._ordinary = self.learn._do_one_batch

@@ -41,7 +41,7 @@ def script_training(
         if accuracy>1: accuracy /= 100
         if accuracy>1: raise ValueError(f'{file}: an accuracy of {100*accuracy:g} %. Give --pattern')
         row = dict(seed=seed, epochs=math.nan, accuracy=accuracy, accuracy_tta=math.nan, seconds=seconds,
-                   images_per_second=math.nan, peak_memory=math.nan)
+                   images_per_second=math.nan, peak_memory=math.nan, compilations=math.nan)
         return row,pd.DataFrame([dict(epoch=1, seconds=seconds, accuracy=accuracy, tta=False)])
     return run
 
