@@ -95,6 +95,8 @@ def _load_items(learn, items, n):
         if 'true' in items: true = list(items['true'])[:n]
     files = [Path(o).expanduser() if isinstance(o, (str,Path)) else o for o in files[:n]]
     if not files: raise ValueError('show_cam: the list of files is empty; pass None for random images')
+    if isinstance(files[0], (int,np.integer)):
+        raise ValueError('show_cam: expected files or pictures, not their numbers; pass dls.valid_ds.items[:2]')
     if true is None: true = [o.parent.name if isinstance(o, Path) else None for o in files]
     known = vocab is not None and set(true)<=set(vocab)
     return learn.dls.test_dl(files, bs=len(files)).one_batch()[0],[vocab.o2i[o] for o in true] if known else None

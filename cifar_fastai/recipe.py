@@ -54,8 +54,8 @@ def _weighted(loss_func, weight):
 def _check_model(dls, model, loss_func):
     "Raise `ValueError` if the model does not fit the images or the classes, which one image shows"
     if isinstance(getattr(dls.train_ds, 'loss_func', None), BCEWithLogitsLossFlat):
-        raise ValueError('cifar_learner: multi-label targets are unsupported. Use CategoryBlock for one class per image, '
-                         "or fastai's vision_learner")
+        raise ValueError('cifar_learner: multi-label targets are unsupported. Use CategoryBlock for one class per '
+                         "image, or fastai's vision_learner")
     if not isinstance(vocab:=getattr(dls, 'vocab', None), CategoryMap): return
     net = get_model(getattr(model, '_orig_mod', model)) # one image would make `torch.compile` compile for its shape
     conv = first(m for m in net.modules() if isinstance(m, nn.Conv2d))
@@ -91,12 +91,12 @@ def cifar_learner(
 ) -> Learner: # With a `History` at `learn.history`
     """Return a `Learner` for small images, with callbacks that speed up training and stop it at a non-finite loss
 
-    `learn.network` holds the `network_name` and arguments of the model, or None: `save_model` needs a model with a
-    name. Use `learn.export` for others. A loss gets the class weights of `dls`. Raise `ValueError` for an unknown model,
-    and for one that does not take the images of `dls` or has not as many outputs as classes."""
+    `learn.network` holds the `network_name` and the arguments of a model created here, for `save_model`; it is None for
+    a module, see `learn.export`. A loss without class weights gets those of `dls`. Raise `ValueError` for an unknown
+    model, for multi-label targets, and if the channels or outputs of the model do not fit the images and classes."""
     if 'pretrained' in kwargs:
-        raise TypeError("cifar_learner: pass the file of pretrained weights as model_args=dict(weights='resnet18.pth'), "
-                        'see howto/pretrained')
+        raise TypeError("cifar_learner: no argument 'pretrained'. Pass a file of pretrained weights as "
+                        "model_args=dict(weights='resnet18.pth'), see howto/pretrained")
     network = None
     if not isinstance(model, nn.Module):
         with contextlib.suppress(ValueError): # an architecture without a name
@@ -133,6 +133,10 @@ def current_names(
         if 'order' in policy: policy['order'] = [_old_values.get(o, o) for o in policy['order']]
         d['policy'] = policy
     return d
+
+_other_names = dict(lr='it is part of the schedule: recipe.with_lr(.1), or schedule=OneCycle(.1)', # what others expect
+    weight_decay='it is wd', batch_size='it is bs', momentum='it is mom', optimizer='it is opt',
+    size='it is an argument of recipe.dls')
 
 @dataclass(frozen=True)
 class Recipe:
@@ -201,7 +205,9 @@ class Recipe:
         Changing any field except name, source, seed and valid clears `reference_accuracy`.
         Raise `ValueError` for an unknown field."""
         names = [f.name for f in fields(self)]
-        for o in changes: look_up('field of Recipe', o, names)
+        for o in changes:
+            if o in _other_names: raise ValueError(f'field of Recipe {o!r}: {_other_names[o]}')
+            look_up('field of Recipe', o, names, 'help(Recipe)')
         if set(changes)-{'name','source','seed','valid'}: changes.setdefault('reference_accuracy', None)
         return replace(self, **changes)
 
@@ -282,8 +288,8 @@ _add(recipes['speedrun'].but(name='speedrun_gpu', epochs=9, bs=1536, drop_last=T
     schedule=Linear(.205), mom=.655, opt_args=dict(bias_lr=88., head_lr=832., bias_mom=.825, decay=8e-7), whiten=.2,
     label_smoothing=.09, tta_threshold=.7, progressive_resize=(.75,.676), model_args=dict(act='silu'),
     policy=policies['speedrun'].but(brightness=.14, contrast=.13),
-    source='speedrun with the changes of the records of 2025 and 2026: batch size, rates, SiLU, less smoothing, jitter, '
-           'a short training of the whitening bias and progressive resizing; chosen on a held-out tenth'))
+    source='speedrun with the changes of the records of 2025 and 2026: batch size, rates, SiLU, less smoothing, '
+           'jitter, a short training of the whitening bias and progressive resizing; chosen on a held-out tenth'))
 _add(recipes['speedrun'].but(name='speedrun_cpu', epochs=11, bs=500, schedule=Linear(.12), whiten=3.4,
     opt_args=dict(bias_lr=26.5, head_lr=335., bias_mom=.85, decay=5e-7), label_smoothing=.09, tta_threshold=.7,
     progressive_resize=(.625,.6), model_args=dict(act='hardswish'),
