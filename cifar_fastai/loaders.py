@@ -212,7 +212,7 @@ def image_dls(
     engine:str='batch', # 'batch': images resident on the device; 'item': albumentations in worker processes
     device=None, # Device of the batches; None is fastai's default
     seed:int|None=None, # Of order, augmentation and split; None draws one from torch's RNG state
-    size:int|None=None, # Side in pixels; None takes that of most images, or else the median; others are stretched
+    size:int|None=None, # Side in pixels; None takes that of most images, see `ImageFiles.usual_size`
     drop_last:bool=False, # Drop a last batch that is not full?
     num_workers:int|None=None, # Worker processes of the item engine; None is fastai's default
     cache:bool=True, # Keep decoded pixels in `<path>/.pixels/`?
@@ -221,6 +221,7 @@ def image_dls(
 ) -> DataLoaders: # Normalised by `stats`
     """Return a folder of small images as `DataLoaders`. Raise `DataError` with the invalid file or folder
 
+    Images that are not square are stretched to a square, not cropped; the predictors do the same.
     If the images take more than half the memory of the machine or of the device, warn, use the item engine, and
     compute the statistics from a sample of the training images."""
     policy = look_up('policy', policy, policies) if isinstance(policy, str) else policy or Policy()
