@@ -46,6 +46,8 @@ def read_image(
 data_sets = {} # name: function that returns the folder
 _pixel_rules = '2' # increase it when `decode_image` changes: cached pixels are then decoded again
 
+_weights = {'.pth','.pkl'} # files of `learn.save` and `learn.export`, whose default folder is `<path>/models`
+
 def _listing(path, prefix=''):
     "Return (prefixed name, size, modification and change time, inode) of each image in the class folders of `path`"
     try: found,left = scan_images(path)
@@ -56,13 +58,14 @@ def _listing(path, prefix=''):
         else:
             st = os.stat(f'{path}/{f}')
             res.append((prefix+f, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+    for o in _weights: left.pop(o, None)
     if left: warnings.warn(f'{path}: {left_out_message(left)}')
     return sorted(res)
 
-def _only_weights(folder):
-    "Return whether fastai saved weights or learners into a folder, and it has no other files"
+def _holds_weights(folder):
+    "Return whether all files of a folder are weights or learners, and there is one"
     suffixes = {o.suffix for o in Path(folder).rglob('*') if o.is_file()}
-    return bool(suffixes) and suffixes<={'.pth','.pkl'}
+    return bool(suffixes) and suffixes<=_weights
 
 def abbreviate_home(
     path # File or folder
@@ -128,8 +131,8 @@ class ImageFiles:
         if len(train)==1: yield f'{train_path}: only one class, {self.classes[0]!r}. Add images of a second class'
         folders = [o.name for o in os.scandir(train_path) if o.is_dir() and not o.name.startswith('.')]
         for o in sorted(set(folders)-train):
-            if _only_weights(train_path/o): continue # of `learn.save`, whose default folder is `<path>/models`
-            yield f'{train_path}/{o}: no images in it. Add some or remove the folder'
+            if not _holds_weights(train_path/o):
+                yield f'{train_path}/{o}: no images in it. Add some or remove the folder'
         if not test: return
         test_path = self.path/self.test
         for o in sorted(train-held_out):

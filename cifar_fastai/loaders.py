@@ -226,7 +226,8 @@ def image_dls(
     compute the statistics from a sample of the training images."""
     policy = look_up('policy', policy, policies) if isinstance(policy, str) else policy or Policy()
     if not isinstance(policy, Policy):
-        raise ValueError(f'policy={policy!r}: expected a Policy or its name. For transforms of fastai, use a DataBlock')
+        raise ValueError(f'policy: expected a Policy or its name, not {type(policy).__name__}. Pass transforms of '
+                         'fastai to a DataBlock')
     look_up('engine', engine, ('batch','item'))
     look_up('balance', balance, (None,'weights','sampler'))
     if valid not in ('test','valid','val') and not (isinstance(valid, float) and 0<valid<1):
