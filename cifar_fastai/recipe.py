@@ -60,7 +60,7 @@ def _check_model(dls, model, loss_func):
     net = get_model(getattr(model, '_orig_mod', model)) # one image would make `torch.compile` compile for its shape
     conv = first(m for m in net.modules() if isinstance(m, nn.Conv2d))
     weight = first(net.parameters())
-    with restore_rng(*dls.loaders),eval_mode(net):
+    with restore_attrs(dls.valid),restore_rng(*dls.loaders),eval_mode(net):
         try:
             x, = dls.test_dl(dls.valid_ds.items[:1], bs=1, num_workers=0).one_batch()
             if weight is not None: x = x.to(weight)
