@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/augment.html.md"""
 
 # %% ../nbs/03_augment.ipynb #c155e5ad
 from __future__ import annotations
-import os,random
+import numbers,os,random
 from functools import lru_cache
 from dataclasses import dataclass,fields,replace
 from fastai.vision.all import *
@@ -42,6 +42,9 @@ class Policy:
     def __post_init__(self):
         def check(ok, nm, want):
             if not ok: raise ValueError(f'Policy: invalid {nm}={getattr(self,nm)!r}, expected {want}')
+        for f in fields(self):
+            if isinstance(f.default, float): check(isinstance(getattr(self,f.name), Number), f.name, 'a number')
+        for nm in ('pad','cutout'): check(isinstance(getattr(self,nm), numbers.Integral), nm, 'a whole number')
         for nm in ('affine_p','flip','cutout_p'): check(0<=getattr(self,nm)<=1, nm, 'a probability from 0 to 1')
         for nm in ('shift','scale','brightness','contrast'):
             check(0<=getattr(self,nm)<1, nm, 'a fraction of at least 0 and below 1')

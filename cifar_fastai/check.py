@@ -13,6 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from .core import *
 from .data import *
+from .loaders import stratified_split
 
 # %% auto #0
 __all__ = ['difference_hash', 'near_duplicates', 'FolderCheck', 'check_folder']
@@ -78,7 +79,7 @@ def _inspect(f):
     "Return size, mode, pixel checksum, hash and thumbnail of an image file; None if it is unreadable"
     try: x = read_image(f)
     except DataError: return
-    with Image.open(f) as im: size,mode = f'{im.width}x{im.height}',im.mode
+    with Image.open(f) as im: size,mode = im.size,im.mode
     im = Image.fromarray(x)
     digest = hashlib.sha256(str(x.shape).encode()+x.tobytes()).digest()
     return size,mode,digest,difference_hash(im),np.asarray(im.resize((8,8), Image.BOX))
@@ -90,6 +91,12 @@ def _some(names, n=3):
 
 def _most_common(values): return ', '.join(f'{k} ({n:,})' for k,n in Counter(values).most_common(4))
 
+def _describe_sizes(sizes):
+    "Return (width, height) of images as text"
+    most,n = _most_common(f'{w}x{h}' for w,h in sizes),len(set(sizes))
+    sides = concat(*sizes)
+    return most if n<=4 else f'{n:,} sizes with sides of {min(sides)} to {max(sides)} pixels, such as {most}'
+
 def _check_classes(res, images, valid):
     "Add what is wrong with the classes"
     train,test = (Counter(f.split('/')[-2] for f in images.split(o)) for o in ('train','test'))
@@ -98,7 +105,7 @@ def _check_classes(res, images, valid):
     if train[smallest]<train[largest]: per_class = f'{train[smallest]:,} to {per_class}'
     res.add('found', 'classes', f'{len(train)} ({_some(sorted(train), 10)})')
     res.add('found', 'training images', f'{train.total():,} ({per_class} per class)')
-    res.add('found', 'test images', f'{test.total():,}')
+    if test or isinstance(valid, str): res.add('found', 'test images', f'{test.total():,}')
     if isinstance(valid, str) and test:
         if only := sorted(set(test)-set(train)):
             res.add('error', 'classes in the test set only', f'{_some(only)}; add training images of them')
@@ -107,6 +114,9 @@ def _check_classes(res, images, valid):
     single = sorted(c for c,n in train.items() if n==1)
     if single and not isinstance(valid, str):
         res.add('error', 'classes of one image', f'{_some(single)}; add images: a single image cannot be in both sets')
+    elif not isinstance(valid, str):
+        held_out = stratified_split([f.split('/')[-2] for f in images.split('train')], valid)[1]
+        res.add('found', 'validation images', f'{len(held_out):,} of the training images, held out')
     if scarce := [f'{c} ({n})' for c,n in sorted(train.items()) if n<10]:
         res.add('warning', 'classes with fewer than 10 training images', _some(scarce))
     if train[largest]>=10*train[smallest]:
@@ -159,9 +169,11 @@ def check_folder(
     facts = {f: o for f,o in zip(images.files, facts) if o is not None}
     if not facts: return res
     sizes,modes,digests,hashes,thumbnails = zip(*facts.values())
-    for subject,values in (('sizes',sizes), ('modes',modes)):
-        res.add('warning' if len(set(values))>1 else 'found', subject, _most_common(values))
-    res.add('found', 'size in training', f'{images.usual_size()}x{images.usual_size()}')
+    for subject,values,text in (('sizes',sizes,_describe_sizes(sizes)), ('modes',modes,_most_common(modes))):
+        res.add('warning' if len(set(values))>1 else 'found', subject, text)
+    side,n_stretched = images.usual_size(),sum(w!=h for w,h in sizes)
+    stretched = f', {n_stretched:,} of the images stretched from another aspect ratio' if n_stretched else ''
+    res.add('found', 'size in training', f'{side}x{side}{stretched}')
 
     names,copies = list(facts),list(groupby(range(len(facts)), digests.__getitem__).values())
     once = [o[0] for o in copies] # each distinct image once

@@ -46,6 +46,8 @@ def read_image(
 data_sets = {} # name: function that returns the folder
 _pixel_rules = '2' # increase it when `decode_image` changes: cached pixels are then decoded again
 
+_weights = {'.pth','.pkl'} # files of `learn.save` and `learn.export`, whose default folder is `<path>/models`
+
 def _listing(path, prefix=''):
     "Return (prefixed name, size, modification and change time, inode) of each image in the class folders of `path`"
     try: found,left = scan_images(path)
@@ -56,8 +58,14 @@ def _listing(path, prefix=''):
         else:
             st = os.stat(f'{path}/{f}')
             res.append((prefix+f, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+    for o in _weights: left.pop(o, None)
     if left: warnings.warn(f'{path}: {left_out_message(left)}')
     return sorted(res)
+
+def _holds_weights(folder):
+    "Return whether all files of a folder are weights or learners, and there is one"
+    suffixes = {o.suffix for o in Path(folder).rglob('*') if o.is_file()}
+    return bool(suffixes) and suffixes<=_weights
 
 def abbreviate_home(
     path # File or folder
@@ -82,13 +90,18 @@ class ImageFiles:
     def paths(self): return L(self.path/f for f in self.files)
 
     def usual_size(self) -> int: # In pixels, from 32 to 224
-        "Return the most frequent side (the shorter one) of at most 1,000 images"
-        sides = Counter()
+        """Return the shorter side of most of the images, or else its median, rounded to a multiple of 8
+
+        It is measured on at most 1,000 images."""
+        sides = []
         for f in self.files[::max(1,len(self)//1000)]:
             try:
-                with Image.open(self.path/f) as im: sides[min(im.size)] += 1
+                with Image.open(self.path/f) as im: sides.append(min(im.size))
             except Exception: pass # `load_images` reports all invalid files together
-        return min(224, max(32, sides.most_common(1)[0][0])) if sides else 32
+        if not sides: return 32
+        side,n = Counter(sides).most_common(1)[0]
+        if n<=len(sides)/2: side = 8*round(float(np.median(sides))/8)
+        return min(224, max(32, side))
 
     def split(self, name):
         "Return the files of 'train' or 'test', whatever the folder of the latter is called"
@@ -117,7 +130,9 @@ class ImageFiles:
         if not train: yield f'{train_path}: no images in class folders. Expected {self.path}/train/<class>/*.png'
         if len(train)==1: yield f'{train_path}: only one class, {self.classes[0]!r}. Add images of a second class'
         folders = [o.name for o in os.scandir(train_path) if o.is_dir() and not o.name.startswith('.')]
-        for o in sorted(set(folders)-train): yield f'{train_path}/{o}: no images in it. Add some or remove the folder'
+        for o in sorted(set(folders)-train):
+            if not _holds_weights(train_path/o):
+                yield f'{train_path}/{o}: no images in it. Add some or remove the folder'
         if not test: return
         test_path = self.path/self.test
         for o in sorted(train-held_out):
@@ -154,7 +169,7 @@ def find_images(
     missing = [o.name for o in (path/'train',test_path) if not o.is_dir()]
     if test and missing:
         raise DataError(f'{path}: missing folder {" and ".join(missing)}. Expected {layout} and '
-                        f'{test_path}/<class>/*.png, or hold out part of the images, as with valid=0.1')
+                        f'{test_path}/<class>/*.png, or hold out part of the images: valid=0.1, in a shell --valid 0.1')
     if 'train' in missing: res = ImageFiles(path, _listing(path), None)
     else:
         rows = [] if missing else _listing(test_path, f'{test_path.name}/')
@@ -170,19 +185,18 @@ def _moments(pixels):
     return torch.stack([flat.sum(1), flat.square().sum(1)], 1).long().numpy()
 
 def _decode(paths, size, progress):
-    "Return pixels [N, size, size, 3], sums of pixels and of squares [N, 2, 3], and the number of resized images"
+    "Return pixels [N, size, size, 3], sums of pixels and of squares [N, 2, 3], and the (height, width) of each file"
     pixels = np.empty((len(paths),size,size,3), np.uint8)
     def decode(i):
         try: x = read_image(paths[i])
         except DataError as e: return str(e)
-        resize = x.shape!=(size,size,3)
-        pixels[i] = read_image(x, size) if resize else x
-        return resize
+        pixels[i] = x if x.shape==(size,size,3) else read_image(x, size)
+        return x.shape[:2]
     res = thread_map(decode, range(len(paths)), 'decoding images' if progress else '')
     if errors := [o for o in res if isinstance(o, str)]:
         more = f'\n... and {len(errors)-5} more' if len(errors)>5 else ''
         raise DataError('\n'.join(errors[:5]) + more)
-    return pixels,np.concatenate([_moments(o) for o in np.array_split(pixels, 1+len(pixels)//1000)]),sum(res)
+    return pixels,np.concatenate([_moments(o) for o in np.array_split(pixels, 1+len(pixels)//1000)]),res
 
 def unreadable_images(
     files # Image files
@@ -239,7 +253,7 @@ def _write_cache(file, res, **meta):
 
 def load_images(
     images:ImageFiles, # From `find_images`
-    size:int|None=None, # Side in pixels, 8 to 512; None takes the most frequent one of the folder, from 32 to 224
+    size:int|None=None, # Side in pixels, 8 to 512; None takes that of the folder, see `ImageFiles.usual_size`
     cache:bool=True # Keep the pixels in `<path>/.pixels/`?
 ) -> Images: # uint8 pixels in the order of `images.files`
     "Decode a folder of images, or read its cache. Raise `DataError` that lists files that cannot be read"
@@ -253,10 +267,13 @@ def load_images(
         except OSError: pass # `_decode` reports the file
     if content and meta.get('content')==content: res = _read_cache(file, images)
     else:
-        res = Images(images, *_decode(images.paths, size, progress=len(images)>=5000))
+        pixels,moments,sizes = _decode(images.paths, size, progress=len(images)>=5000)
+        res = Images(images, pixels, moments, sum(o!=(size,size) for o in sizes))
+        n_stretched = sum(h!=w for h,w in sizes)
         if res.n_resized:
+            stretched = f', {n_stretched:,} of them stretched to a square' if n_stretched else ''
             warnings.warn(f'{images.path}: {res.n_resized:,} of {len(images):,} images are not {size}x{size} '
-                          'and were resized')
+                          f'and were resized{stretched}')
     if cache: _write_cache(file, res, key=key, content=content)
     return res
 

@@ -152,35 +152,55 @@ def _channels_last(out, size):
     if not _fits(*out.shape[1:3], size): return False
     return None if _fits(*out.shape[2:], size) else True
 
+def _is_tokens(m, out):
+    "Return whether the output of a module is [N, tokens, C], which a norm over C proves"
+    return getattr(out, 'ndim', 0)==3 and out.shape[2:]==getattr(m, 'normalized_shape', None)
+
+def _token_grid(k, size):
+    "Return (h, w) of the patches among `k` tokens, up to 8 of which are others; None if none has the aspect ratio"
+    for n in range(k, max(k-9, 1), -1):
+        h = round(math.sqrt(n*size[0]/size[1]))
+        if h and n%h==0 and h*size[1]==n//h*size[0]: return h,n//h
+
 def feature_maps(
     model:nn.Module, # Takes images [N, C, H, W]
     x:Tensor # Images [N, C, H, W], of which the first is used
 ) -> dict: # Size (h, w) of the map of each module that returns one, by name, in the order of the forward pass
-    "Find the modules that return a feature map. Raise `ValueError` if none does, or if the model ends with tokens"
-    maps,sizes,tokens = {},set(),[]
+    """Find the modules that return a feature map
+
+    In a model that ends with tokens, such as a vision transformer, these are the LayerNorms before an attention.
+    Raise `ValueError` if there are none."""
+    maps,sizes,tokens,normed,attended = {},set(),[],[],{}
     def look(name, m, inp, out):
         ndim = getattr(out, 'ndim', 0)
         if ndim==3 and maps:
-            n = math.prod([*maps.values()][-1]) # pixels of the last map
+            grid = [*maps.values()][-1]
+            n = math.prod(grid) # pixels of the last map
             # as tokens [N, pixels, C], after up to 8 class tokens and registers
-            if n<=out.shape[1]<=n+8 and out.shape[2]!=n: tokens.append((name,*out.shape[1:]))
+            is_norm = _is_tokens(m, out)
+            if n<=out.shape[1]<=n+8 and (is_norm or out.shape[2]!=n):
+                tokens.append((name,*out.shape[1:]))
+                if is_norm: normed.append((name,grid))
+        if re.search('attn|attention', type(m).__name__, re.I):
+            attended.update([o for o in normed if not o[0].startswith(f'{name}.')][-1:])
         if ndim!=4: return
         last = _channels_last(out, x.shape[-2:])
         size = tuple(out.shape[1:3] if last else out.shape[2:])
         is_pool = 'Pool' in type(m).__name__
         if is_pool or isinstance(m, nn.Conv2d) or last and isinstance(m, (nn.Linear,nn.LayerNorm)): sizes.add(size)
         if is_pool or size not in sizes or math.prod(size)==1: return
-        tokens.clear() # they have been turned back into a map
+        for o in (tokens,normed,attended): o.clear() # they have been turned back into a map
         maps.pop(name, None) # if a module runs more than once, its last output counts
         maps[name] = size
     with ExitStack() as stack:
         for name,m in model.named_modules():
             if name: stack.enter_context(m.register_forward_hook(partial(look, name)))
         _logits(model, x[:1])
+    if tokens and attended: return attended
     if tokens:
         name,k,c = tokens[0]
-        raise ValueError(f'GradCAM: the model ends with tokens ({name!r} returns [N, {k}, {c}]); pass a `layer` before '
-                         'the last attention, such as its LayerNorm, and `reshape` from tokens')
+        raise ValueError(f'GradCAM: the model has tokens from {name!r} on, which returns [N, {k}, {c}]; name a layer '
+                         'before its last attention, and pass `reshape` from tokens to maps')
     if not maps: raise ValueError('GradCAM: no convolution returns a map of more than one pixel; pass a `layer`')
     return maps
 
@@ -188,10 +208,10 @@ class GradCAM:
     "Compute class activation maps of `model` inside a `with` block, at whose end the hooks are removed"
     def __init__(self,
         model:nn.Module, # Takes images [N, C, H, W], returns logits [N, n_classes]; or a `Learner` with such a model
-        layer=None, # Module or its name, or a list of these; None: the last module that returns a feature map
+        layer=None, # Module or its name, or a list of these; None: the last one in `feature_maps`
         method='gradcam', # Name in `cam_methods`, or a function of activations, gradients and optionally `rerun`
         flip:bool=False, # Average each map with that of the mirrored image?
-        reshape=None, # Function from the output of `layer` to [N, C, h, w], such as of tokens; None detects the layout
+        reshape=None, # Function from the output of `layer` to [N, C, h, w]; None detects maps and tokens of LayerNorms
         placed:bool=True, # Place each cell at the centre of its receptive field? False stretches the map over the image
         fuse:str|None=None # Combine the maps of all layers: 'mean', or 'product' for their geometric mean
     ):
@@ -231,14 +251,17 @@ class GradCAM:
             raise ValueError(f'GradCAM: layer {name!r} gives {_shape(activations)}, not a map '
                              f'[{self.shape[0]}, C, h, w] of several pixels; choose another layer, or pass `reshape`')
         torch.set_grad_enabled(True)
-        seen = self.seen[name] = dict(activations=activations.detach()) # the last use of a layer counts
+        # the last use of a layer counts
+        seen = self.seen[name] = dict(activations=activations.detach(), is_tokens=out.ndim==3)
         out = out+self.zero # `zero` requires grad: autograd records from here on
         out.register_hook(lambda grad: seen.update(gradients=self._to_map(name, grad)))
         return out
 
     def _to_map(self, name, out):
-        "Return the output of a layer as [N, C, h, w], or as it is if it has not four axes"
+        "Return the output of a layer as [N, C, h, w], or as it is if it is neither a map nor the tokens of a LayerNorm"
         if self.reshape is not None: return self.reshape(out)
+        if _is_tokens(self.model.get_submodule(name), out) and (grid := _token_grid(out.shape[1], self.shape[-2:])):
+            return out[:,-math.prod(grid):].transpose(1,2).unflatten(2, grid) # class tokens and registers are the first
         if not isinstance(out, Tensor) or out.ndim!=4: return out
         last = _channels_last(out, self.shape[-2:])
         norms = [m for m in self.model.modules() if isinstance(m, nn.LayerNorm) and len(m.normalized_shape)==1]
@@ -296,9 +319,9 @@ class GradCAM:
     def _map(self, layer, seen, x, score):
         "Return the maps of one layer at the size of `x`"
         if 'gradients' not in seen: raise ValueError(f'GradCAM: the target does not depend on layer {layer!r}')
-        if self.reshape is not None and not seen['gradients'].any():
-            warnings.warn(f'GradCAM: the target does not depend on the output of `reshape` for layer {layer!r}; '
-                          'choose a layer before the last attention')
+        if (self.reshape is not None or seen['is_tokens']) and not seen['gradients'].any():
+            warnings.warn(f'GradCAM: the target does not depend on the map of layer {layer!r}; choose a layer before '
+                          'the last attention')
         args = [seen['activations'].float(),seen['gradients'].float()]
         if 'rerun' in inspect.signature(self.method).parameters: args.append(self._rerun(layer, x, score))
         with torch.autocast(x.device.type, enabled=False):

@@ -478,6 +478,7 @@ def find_label_issues(
     p:float=.9 # Minimum probability of the other class, for each of the networks
 ) -> pd.DataFrame: # Rows of `predictions`; `p_predicted` is the minimum over the networks, `p_true` the maximum
     "Return images for which all networks predict the same class, not the labelled one; most confident first"
+    if isinstance(learns, (Learner,Interpretation,pd.DataFrame)): learns = [learns]
     tables = [_labelled('find_label_issues', o, dl) for o in learns]
     if len(tables)<2:
         raise ValueError('find_label_issues: expected at least two networks, trained from different seeds')

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/loaders.html.md"""
 
 # %% ../nbs/04_loaders.ipynb #346eda0a
 from __future__ import annotations
-import itertools,warnings
+import itertools,numbers,warnings
 from fastai.vision.all import *
 from .core import *
 from .data import *
@@ -212,7 +212,7 @@ def image_dls(
     engine:str='batch', # 'batch': images resident on the device; 'item': albumentations in worker processes
     device=None, # Device of the batches; None is fastai's default
     seed:int|None=None, # Of order, augmentation and split; None draws one from torch's RNG state
-    size:int|None=None, # Side in pixels; None takes the most common one of the folder, from 32 to 224
+    size:int|None=None, # Side in pixels; None takes that of most images, see `ImageFiles.usual_size`
     drop_last:bool=False, # Drop a last batch that is not full?
     num_workers:int|None=None, # Worker processes of the item engine; None is fastai's default
     cache:bool=True, # Keep decoded pixels in `<path>/.pixels/`?
@@ -221,14 +221,20 @@ def image_dls(
 ) -> DataLoaders: # Normalised by `stats`
     """Return a folder of small images as `DataLoaders`. Raise `DataError` with the invalid file or folder
 
+    Images that are not square are stretched to a square, not cropped; the predictors do the same.
     If the images take more than half the memory of the machine or of the device, warn, use the item engine, and
     compute the statistics from a sample of the training images."""
     policy = look_up('policy', policy, policies) if isinstance(policy, str) else policy or Policy()
+    if not isinstance(policy, Policy):
+        raise ValueError(f'policy: expected a Policy or its name, not {type(policy).__name__}. Pass transforms of '
+                         'fastai to a DataBlock')
     look_up('engine', engine, ('batch','item'))
     look_up('balance', balance, (None,'weights','sampler'))
     if valid not in ('test','valid','val') and not (isinstance(valid, float) and 0<valid<1):
         raise ValueError(f"valid={valid!r}: expected 'test', 'valid', 'val' or a fraction such as 0.1")
     if not (isinstance(bs, int) and bs>=1): raise ValueError(f'bs={bs!r}: expected an integer of at least 1')
+    if not (size is None or isinstance(size, numbers.Integral)):
+        raise ValueError(f'size={size!r}: expected the side of the square images in pixels, such as 32')
     if num_distrib()>1: # by torchrun or accelerate launch
         if seed is None: raise ValueError('image_dls: several processes need the same order of images, set seed')
         rank = int(os.environ.get('LOCAL_RANK', 0))
@@ -243,8 +249,9 @@ def image_dls(
     else: train,held = ([n_test+i for i in o] for o in stratified_split(_labels(images.files[n_test:]), valid, seed))
     if bs>len(train):
         if bs!=512:
+            smaller = min(32, len(train))
             raise DataError(f'{path}: bs={bs} is over the number of training images, {len(train):,}. '
-                            'Choose a smaller batch size')
+                            f'Choose a smaller batch size: bs={smaller}, in a shell --bs {smaller}')
         bs = len(train)
     size = size or images.usual_size()
     if _fit_in_memory(len(images), size, device if engine=='batch' else torch.device('cpu')):

@@ -8,6 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/networks.html.md"""
 from __future__ import annotations
 import itertools,torchvision
 from contextlib import ExitStack
+from importlib.util import find_spec
 from fastai.vision.all import *
 from safetensors.torch import load_file
 from .core import look_up
@@ -54,6 +55,14 @@ def _load_weights(net, file):
     if other_classes: weights.update(head) # keep the head's random weights
     net.load_state_dict(weights)
 
+def _qualified_names(name):
+    "Return the names by which torchvision and timm, if it is installed, have a network"
+    libraries = dict(torchvision=torchvision.models.list_models(torchvision.models))
+    if find_spec('timm'):
+        import timm
+        libraries['timm'] = timm.list_models()
+    return [f'{library}:{name}' for library,names in libraries.items() if name in names]
+
 def network_name(
     arch # Name or function, as for `create_network`
 ) -> str: # Name in `architectures`, 'torchvision:NAME' or 'timm:NAME'
@@ -68,7 +77,10 @@ def network_name(
         arch = registered or f'{found[1]}:{arch.__name__}'
     library,_,name = arch.rpartition(':')
     if library=='torchvision': look_up('torchvision model', name, torchvision.models.list_models(torchvision.models))
-    elif library!='timm': look_up('model', arch, architectures) # timm may not be installed
+    elif library!='timm': # it may not be installed
+        if arch not in architectures and (names := _qualified_names(arch)):
+            raise ValueError(f'model {arch!r}: did you mean {" or ".join(map(repr, names))}?')
+        look_up('model', arch, architectures)
     return arch
 
 def create_network(
@@ -92,7 +104,7 @@ def create_network(
         name = arch.removeprefix('timm:')
         if not timm.is_model(name): raise ValueError(f'timm {timm.__version__} has no model {name!r}')
         net = timm.create_model(name, **kwargs)
-    else: net = create_model(arch, n_out, **kwargs)
+    else: net = create_model(network_name(arch), n_out, **kwargs)
     if arch not in architectures: _set_head(net, n_out)
     if weights is not None: _load_weights(net, weights)
     return small_input(net) if small else net
@@ -110,7 +122,7 @@ def stage_splitter(
 ) -> L: # Trainable parameters of each stage, then those of the head
     """Split the parameters where the feature maps change their size, for `freeze`, `fine_tune` and `slice(lr)`
 
-    Raise `ValueError` for a network without a convolution."""
+    Raise `ValueError` for a network without a convolution, for a vision transformer, and if it fails on this size."""
     conv = first(m for m in model.modules() if isinstance(m, nn.Conv2d))
     if conv is None:
         raise ValueError(f'stage_splitter: {type(model).__name__} has no convolution. Use trainable_params')
@@ -118,9 +130,15 @@ def stage_splitter(
     sides = dict.fromkeys(blocks, 1) # the head has no map
     def look(m, inp, out):
         if isinstance(out, Tensor) and out.ndim==4: sides[m] = out.shape[2]
+        if isinstance(out, Tensor) and out.ndim==3: sides[m] = 0 # tokens of a transformer
     with ExitStack() as hooks,eval_mode(model):
         for m in blocks: hooks.callback(m.register_forward_hook(look).remove)
-        model(torch.zeros(1, conv.in_channels, size, size).to(conv.weight))
+        try: model(torch.zeros(1, conv.in_channels, size, size).to(conv.weight))
+        except (RuntimeError,AssertionError) as e: # timm checks sizes by assertions
+            raise ValueError(f'stage_splitter: {type(model).__name__} fails on an image of {size}x{size} pixels ({e}). '
+                             'Pass partial(stage_splitter, size=...) with the size of your images') from e
+    if 0 in sides.values():
+        raise ValueError(f'stage_splitter: {type(model).__name__} has tokens instead of maps. Use head_splitter')
     group_of = {} # by parameter; those outside the blocks are in the first group
     for i,(_,stage) in enumerate(itertools.groupby(blocks, sides.get)):
         for m in stage:

@@ -6,6 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/overlay.html.md"""
 
 # %% ../nbs/20_overlay.ipynb #79129129
 from __future__ import annotations
+import textwrap
 from fastai.vision.all import *
 from matplotlib.cm import ScalarMappable
 from .heatmap import *
@@ -81,7 +82,9 @@ def plot_cams(
             m = to_np(ms[i])
             draw_overlay(row[per*(j+1)], img, m)
             if side_by_side: row[per*j+1].imshow(m, cmap=cam_cmap, vmin=0, vmax=1, interpolation='bilinear')
-    for ax,layer in zip(axs[0,1::per], maps): ax.set_title(layer, fontsize=9)
+    for ax,layer in zip(axs[0,1::per], maps):
+        parts = re.sub('(?<=[._])', ' ', layer) # where a long name is split into lines
+        ax.set_title(textwrap.fill(parts, 15).replace(' ', ''), fontsize=9)
     for ax in axs.flat: ax.axis('off')
     cam_colorbar(axs)
     return fig
@@ -95,6 +98,8 @@ def _load_items(learn, items, n):
         if 'true' in items: true = list(items['true'])[:n]
     files = [Path(o).expanduser() if isinstance(o, (str,Path)) else o for o in files[:n]]
     if not files: raise ValueError('show_cam: the list of files is empty; pass None for random images')
+    if isinstance(files[0], (int,np.integer)):
+        raise ValueError('show_cam: expected files or pictures, not their numbers; pass dls.valid_ds.items[:2]')
     if true is None: true = [o.parent.name if isinstance(o, Path) else None for o in files]
     known = vocab is not None and set(true)<=set(vocab)
     return learn.dls.test_dl(files, bs=len(files)).one_batch()[0],[vocab.o2i[o] for o in true] if known else None

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/recipe.html.md"""
 
 # %% ../nbs/16_recipe.ipynb #838d816a
 from __future__ import annotations
-import contextlib
+import contextlib,warnings
 from dataclasses import asdict,dataclass,field,fields,replace
 from fastai.vision.all import *
 from .core import *
@@ -35,6 +35,47 @@ def head_splitter(
     in_head = set(head)
     return L([p for p in trainable_params(model) if p not in in_head], head)
 
+def _class_weight(dls):
+    "Return the class weights of `image_dls(balance='weights')`, or None"
+    return getattr(getattr(getattr(dls.train_ds, 'loss_func', None), 'func', None), 'weight', None)
+
+def _weighted(loss_func, weight):
+    "Return a loss with class weights, unless it has its own or takes none"
+    def inner(loss): return getattr(loss, 'func', loss) # fastai's losses wrap one of torch
+    if weight is None or getattr(inner(loss_func), 'weight', None) is not None: return loss_func
+    if not hasattr(inner(loss_func), 'weight'):
+        warnings.warn("balance='weights': this loss takes no class weights, so they are not used. Pass a loss with a "
+                      "`weight`, such as CrossEntropyLossFlat, or balance='sampler' for the images")
+        return loss_func
+    loss_func = deepcopy(loss_func)
+    inner(loss_func).weight = weight
+    return loss_func
+
+def _check_model(dls, model, loss_func):
+    "Raise `ValueError` if the model does not fit the images or the classes, which one image shows"
+    if isinstance(getattr(dls.train_ds, 'loss_func', None), BCEWithLogitsLossFlat):
+        raise ValueError('cifar_learner: multi-label targets are unsupported. Use CategoryBlock for one class per '
+                         "image, or fastai's vision_learner")
+    if not isinstance(vocab:=getattr(dls, 'vocab', None), CategoryMap): return
+    net = get_model(getattr(model, '_orig_mod', model)) # one image would make `torch.compile` compile for its shape
+    conv = first(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    weight = first(net.parameters())
+    with restore_attrs(dls.valid),restore_rng(*dls.loaders),eval_mode(net):
+        try:
+            x, = dls.test_dl(dls.valid_ds.items[:1], bs=1, num_workers=0).one_batch()
+            if weight is not None: x = x.to(weight)
+        except Exception: return # no validation images, or loaders of another kind
+        try: out = net(x)
+        except Exception:
+            if conv is None or conv.in_channels==x.shape[1]: return # callbacks of the fit may prepare the images
+            raise ValueError(f'cifar_learner: the images are {list(x.shape[1:])}, and the first convolution expects '
+                             f'{conv.in_channels} channels. Use ImageBlock(PILImage), or a model with n_in={x.shape[1]}'
+                             ) from None
+    is_class_loss = isinstance(getattr(loss_func, 'func', loss_func), (nn.CrossEntropyLoss,LabelSmoothingCrossEntropy))
+    if is_class_loss and isinstance(out, Tensor) and out.ndim==2 and out.shape[1]!=len(vocab):
+        raise ValueError(f'cifar_learner: the model has {out.shape[1]} outputs for {len(vocab)} classes. Create it '
+                         'with n_out=dls.c, or pass its name instead')
+
 def cifar_learner(
     dls:DataLoaders, # Images, as from `image_dls`
     model='davidnet', # A module, or what `create_network` takes: a name, 'timm:NAME', a function of torchvision
@@ -50,14 +91,25 @@ def cifar_learner(
 ) -> Learner: # With a `History` at `learn.history`
     """Return a `Learner` for small images, with callbacks that speed up training and stop it at a non-finite loss
 
-    Resuming a run and `save_model` need a model with a `network_name`. Use `learn.export` for other models.
-    Raise `ValueError` for an unknown model."""
-    if not isinstance(model, nn.Module): model = create_network(model, dls.c, **(model_args or {}))
+    `learn.network` holds the `network_name` and the arguments of a model created here, for `save_model`; it is None for
+    a module, see `learn.export`. A loss without class weights gets those of `dls`. Raise `ValueError` for an unknown
+    model, for multi-label targets, and if the channels or outputs of the model do not fit the images and classes."""
+    if 'pretrained' in kwargs:
+        raise TypeError("cifar_learner: no argument 'pretrained'. Pass a file of pretrained weights as "
+                        "model_args=dict(weights='resnet18.pth'), see howto/pretrained")
+    network = None
+    if not isinstance(model, nn.Module):
+        with contextlib.suppress(ValueError): # an architecture without a name
+            network = dict(model=network_name(model), model_args=model_args or {})
+        model = create_network(model, dls.c, **(model_args or {}))
     callbacks = [FastEvents(),History(),TerminateOnNonFinite(),DeferredMetrics(),MallocTuning()]
     if whiten is not None and hasattr(model, 'whiten'): callbacks.append(Whiten(whiten))
-    loss_func = loss_func or getattr(dls.train_ds, 'loss_func', CrossEntropyLossFlat())
-    return Learner(dls, model, loss_func, opt_func or sgd(.9, 5e-4, nesterov=True), lr,
-                   splitter or head_splitter, callbacks+L(cbs), metrics, **kwargs)
+    loss_func = _weighted(loss_func or getattr(dls.train_ds, 'loss_func', CrossEntropyLossFlat()), _class_weight(dls))
+    _check_model(dls, model, loss_func)
+    learn = Learner(dls, model, loss_func, opt_func or sgd(.9, 5e-4, nesterov=True), lr,
+                    splitter or head_splitter, callbacks+L(cbs), metrics, **kwargs)
+    learn.network = network
+    return learn
 
 # %% ../nbs/16_recipe.ipynb #e57b594f
 # Names of version 0.1.0 -> current names
@@ -81,6 +133,10 @@ def current_names(
         if 'order' in policy: policy['order'] = [_old_values.get(o, o) for o in policy['order']]
         d['policy'] = policy
     return d
+
+_other_names = dict(lr='it is part of the schedule: recipe.with_lr(.1), or schedule=OneCycle(.1)', # what others expect
+    weight_decay='it is wd', batch_size='it is bs', momentum='it is mom', optimizer='it is opt',
+    size='it is an argument of recipe.dls')
 
 @dataclass(frozen=True)
 class Recipe:
@@ -149,7 +205,9 @@ class Recipe:
         Changing any field except name, source, seed and valid clears `reference_accuracy`.
         Raise `ValueError` for an unknown field."""
         names = [f.name for f in fields(self)]
-        for o in changes: look_up('field of Recipe', o, names)
+        for o in changes:
+            if o in _other_names: raise ValueError(f'field of Recipe {o!r}: {_other_names[o]}')
+            look_up('field of Recipe', o, names, 'help(Recipe)')
         if set(changes)-{'name','source','seed','valid'}: changes.setdefault('reference_accuracy', None)
         return replace(self, **changes)
 
@@ -331,11 +389,9 @@ def learner(self:Recipe,
     With an `opt_func` of your own, the parameters are one group unless `splitter` is given."""
     set_seed(self.seed)
     model = kwargs.pop('model', None) or create_network(self.model, dls.c, **self.model_args)
-    of_dls = getattr(dls.train_ds, 'loss_func', None)
-    weight = getattr(getattr(of_dls, 'func', None), 'weight', None) # from `image_dls(balance='weights')`
-    if self.balance=='weights': weight = class_weights(dls).to(dls.device)
-    loss_func = CrossEntropyLossFlat(label_smoothing=self.label_smoothing, weight=weight)
-    own = dict(loss_func=loss_func, lr=defaults.lr, whiten=self.whiten)
+    weight = class_weights(dls).to(dls.device) if self.balance=='weights' else _class_weight(dls)
+    loss_func = kwargs.pop('loss_func', None) or CrossEntropyLossFlat(label_smoothing=self.label_smoothing)
+    own = dict(loss_func=_weighted(loss_func, weight), lr=defaults.lr, whiten=self.whiten)
     if 'opt_func' in kwargs: own['splitter'] = trainable_params
     else: own.update(opt_func=self.opt_func(), splitter=self.splitter())
     cbs = L()
