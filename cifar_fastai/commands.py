@@ -262,7 +262,9 @@ def print_sweep(
 def _stopped(run):
     if not run: return '\nStopped'
     o = runs_table([run]).iloc[0]
-    return f'\nStopped in epoch {o.epochs+1} of {o.planned}. The weights are in {run.path}{_how_to_resume(run)}'
+    has_weights = (run.path/'model.safetensors').exists()
+    weights = f'The weights are in {run.path}' if has_weights else 'There are no weights before the end of epoch 1'
+    return f'\nStopped in epoch {o.epochs+1} of {o.planned}. {weights}{_how_to_resume(run)}'
 
 def _train_all(rs, path, spread, seeds, name, device, **kwargs):
     "Yield a finished `Run` for each recipe and seed"

@@ -90,6 +90,11 @@ def _valid_rejection(learn, model, accept):
     with no_random(),torch.no_grad(): logits = torch.cat([model(x).float().cpu() for x,*_ in dl])
     return fit_rejection(logits.numpy(), accept)
 
+def _check_finite(model, where):
+    for k,v in model.state_dict().items():
+        if not v.isfinite().all():
+            raise ValueError(f'{where}: {k} has non-finite values. Train again with a lower learning rate')
+
 _format = 1 # version of the layout of a saved folder
 
 @shadows_fastai
@@ -111,9 +116,7 @@ def save_model(
     is_learner = isinstance(learn, Learner)
     info = _learner_info(learn, recipe) if is_learner else dict(_model_input(learn))
     model = inference_copy(learn.model if is_learner else learn)
-    for k,v in model.state_dict().items():
-        if not v.isfinite().all():
-            raise ValueError(f'save_model: {k} has non-finite values. Train again with a lower learning rate')
+    _check_finite(model, 'save_model')
     if is_learner and accept is not None:
         info['rejection'] = dict(_valid_rejection(learn, model, accept), images=_describe_valid(info['recipe']))
     if half:
@@ -144,11 +147,12 @@ def _run_info(folder):
     run = Run(folder)
     info = run.info
     recipe = info.get('recipe')
+    rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
     if not (folder/'model.safetensors').is_file():
-        raise ValueError(f'{folder}: no weights in it. They are written at the end of the first epoch')
+        hint = f'Resume it with {run.resume_command}' if run.checkpoints() else 'Train it again'
+        raise ValueError(f'{folder}: no trained weights (state: {run.state}, finished epochs: {len(rows)}). {hint}')
     if not isinstance(recipe, dict) or not info.get('input'):
         raise ValueError(f'{folder}: its run.json lacks the recipe or the input of the model. Train it again')
-    rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
     return _describe(folder.resolve().name, recipe, info['input'], info.get('data'), rows)
 
 def find_saved(
@@ -184,7 +188,7 @@ def load_model(
     """Load a model without executing code from its files
 
     It takes normalised images [N, 3, size, size]; `TorchPredictor` takes pixels. Raise `ValueError` for missing or
-    corrupt files."""
+    corrupt files, and for non-finite weights."""
     folder,info = find_saved(path, runs)
     file = folder/'model.safetensors'
     if not file.is_file(): raise ValueError(f'{file}: no such file. Save the model again')
@@ -200,6 +204,7 @@ def load_model(
         reason = str(e).strip().splitlines()[-1].strip()
         what = f'{info["model"]} for {len(info["classes"])} classes'
         raise ValueError(f'{file}: these are not weights of {what} ({reason})') from None
+    _check_finite(model, file)
     model.info = info
     return model.to(device).eval()
 

@@ -208,11 +208,12 @@ class SaveRun(FitCallback):
         "Write the remaining files and the final state"
         if state=='done' and (name := self._non_finite()):
             state,reason = 'failed',f'{name} is not finite; train with a lower learning rate'
-        if state=='failed': self._try('model.safetensors', self._save_checkpoint_weights)
         is_new = state=='interrupted' or state=='done' and not self.every_epoch
-        if is_new or not (self.folder.path/'model.safetensors').exists():
-            self._try('model.safetensors', self._save_weights)
-        if len(self.learn.history.rows)>self.n_before: self._try('history.csv', self._save_rows) # it may have failed
+        if len(self.learn.history.rows)>self.n_before: # before the end of the first epoch there are no weights
+            if state=='failed': self._try('model.safetensors', self._save_checkpoint_weights)
+            if is_new or not (self.folder.path/'model.safetensors').exists():
+                self._try('model.safetensors', self._save_weights)
+            self._try('history.csv', self._save_rows) # it may have failed
         if self.learn.history.rows: self._try('curves.png', self._save_curves)
         self._try('run.json', self.folder.update, state=state, reason=reason)
 

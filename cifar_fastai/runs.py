@@ -243,7 +243,8 @@ def resume(
     args = dict(stored if isinstance(stored, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale)
     Checkpoints(run.path, **args) # raises for invalid arguments before anything is written
     if not run.checkpoints():
-        raise ValueError(f'{run.path}: no checkpoint to resume from; train with checkpoints, as train_runs does')
+        why = 'it was trained without checkpoints' if stored in (None,False) else 'it ended before its first checkpoint'
+        raise ValueError(f'{run.path}: no checkpoint to resume from, because {why}; train it again')
     images = data or info.get('images')
     if not images: raise ValueError(f'{run.path}: run.json lacks the path of the images; set `data` to it')
     with nullcontext() if rank_distrib() else run.lock():
