@@ -266,10 +266,10 @@ def _stopped(run):
     weights = f'The weights are in {run.path}' if has_weights else 'There are no weights before the end of epoch 1'
     return f'\nStopped in epoch {o.epochs+1} of {o.planned}. {weights}{_how_to_resume(run)}'
 
-def _train_all(rs, path, spread, seeds, name, device, **kwargs):
-    "Yield a finished `Run` for each recipe and seed"
+def _train_all(rs, path, spread, seeds, name, device, report, **kwargs):
+    "Train each recipe and seed, see `train_runs`"
     train_recipes = partial(train_runs, path=path, cbs=EpochTable, device=device, **kwargs)
-    if not (spread and num_distrib()>1): return train_recipes(rs, seeds=seeds, name=name)
+    if not (spread and num_distrib()>1): return train_recipes(rs, seeds=seeds, name=name, report=report)
     from cifar_fastai.distributed import distributed_map
     def train_one(r): # by this process only
         names = [name] if name else []
@@ -277,7 +277,7 @@ def _train_all(rs, path, spread, seeds, name, device, **kwargs):
         run, = train_recipes(r, name='-'.join([*names, f's{r.seed}']))
         return str(run.path)
     jobs = [*itertools.chain.from_iterable(with_seeds(rs, seeds))]
-    return map(Run, distributed_map(train_one, jobs, device))
+    for o in distributed_map(train_one, jobs, device): report(Run(o))
 
 def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine, device, fp32, compile, tensorboard,
           results, minutes, no_checkpoints, spread, name, out):
@@ -300,12 +300,14 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
         print(f'{styled(run.path.name, "1")}: {n_params(learn.model):,} parameters, '
               f'on {dls.device} in {recipe.precision_on(dls.device)}{processes}\n'
               f'{len(dls.train_ds):,} training and {len(dls.valid_ds):,} validation images of {path}')
+    def report(run):
+        nonlocal current
+        runs.append(run)
+        if run.info['state']=='done': print(_result_line(run))
+        current = None
     try:
-        for run in _train_all(rs, path, spread, seeds, name, device, root=out, tensorboard=tensorboard, before=begin,
-                              checkpoints=checkpoints, info=dict(engine=engine), engine=engine):
-            runs.append(run)
-            if run.info['state']=='done': print(_result_line(run))
-            current = None
+        _train_all(rs, path, spread, seeds, name, device, report, root=out, tensorboard=tensorboard, before=begin,
+                   checkpoints=checkpoints, info=dict(engine=engine), engine=engine)
     except KeyboardInterrupt: message,code = _stopped(current),130
     except (ValueError,OSError,ImportError) as e: message,code = f'cifar_train: {error_text(e)}',1
     except RuntimeError as e: # of another process
