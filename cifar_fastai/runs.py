@@ -208,14 +208,15 @@ def _extend(where, parts, epochs, then, n):
         raise ValueError(f'{where}: {given}, but {planned} epochs are planned; set epochs (--epochs) to more')
     if then=='whole': return [parts[0].but(epochs=epochs)]
     if any(isinstance(o, Plateau) for o in [then,*(o.schedule for o in parts)]):
-        raise ValueError(f"{where}: the learning rates of a Plateau depend on the training; set then (--then) to 'whole'")
+        raise ValueError(f"{where}: the learning rates of a Plateau depend on the training; set `then` (--then) "
+                         "to 'whole'")
     if then=='last': then = parts[-1].lrs(n)[-1]
     if isinstance(then, Number) and 0<then<math.inf: then = Linear(float(then), end=1.) # constant
     if not hasattr(then, 'lrs'):
         added = f'epochs {planned+1} to {epochs}'
         given = f'there are no learning rates for {added}' if then is None else f'then={then!r} is invalid for {added}'
-        raise ValueError(f"{where}: {given}; set `then` (--then) to 'whole' (one schedule over all epochs), 'last' (the "
-                         "last learning rate), a learning rate, or in Python a schedule")
+        raise ValueError(f"{where}: {given}; set `then` (--then) to 'whole' (one schedule over all epochs), 'last' "
+                         "(the last learning rate), a learning rate, or in Python a schedule")
     return [*parts, parts[0].but(epochs=epochs-planned, schedule=then)]
 
 def _fit_parts(parts, learn):
