@@ -241,6 +241,7 @@ def print_summary(
 ):
     "Print the finished of all runs, and mean ± standard deviation of the accuracies of each recipe"
     df = summarise(runs)
+    df.index = [o[0].path.name.removesuffix(f"-s{o[0].info['recipe']['seed']}") for o in by_recipe(runs).values()]
     done = df.n.astype(str)+'/'+(df.n+df.unfinished).astype(str)
     table = pd.DataFrame(dict(runs=done, epochs=df.epochs, time=df.seconds))
     for k in ('final','best'): table[k] = [*map(_per_cent, df[f'{k}_mean'], df[f'{k}_sd'])]
@@ -279,20 +280,22 @@ def _train_all(rs, path, spread, seeds, name, device, report, **kwargs):
     jobs = [*itertools.chain.from_iterable(with_seeds(rs, seeds))]
     for o in distributed_map(train_one, jobs, device): report(Run(o))
 
-def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine, device, fp32, compile, tensorboard,
-          results, minutes, no_checkpoints, spread, name, out):
+def train(recipe, data, seeds, model, epochs, bs, size, lr, grid, valid, seed, engine, device, fp32, compile,
+          tensorboard, results, minutes, no_checkpoints, spread, name, out):
     "Train recipes, see `cifar_train`"
     precision = 'fp32' if fp32 else None
     changes = dict(epochs=epochs, bs=bs, seed=seed, valid=valid, precision=precision, compile=compile or None)
     mute_other_ranks()
     rs = _recipes_to_train(recipe, model, lr, grid, changes)
     check_device(device)
+    if size is not None and size<1: raise ValueError(f'--size {size}: expected at least 1')
     own = L(o.data for o in rs).unique()
     if not data and len(own)>1: raise ValueError(f'recipes of different data sets, {", ".join(own)}: give --data')
     path,runs,current,message = data_path(data or own[0]),[],None,None
     check_writable('out', out, folder=True)
     if results: check_writable('results', results, folder=True)
     checkpoints = False if no_checkpoints else dict(minutes=minutes)
+    loading = dict(engine=engine) if size is None else dict(engine=engine, size=size)
     def begin(recipe, learn, run):
         nonlocal current
         current,dls = run,learn.dls
@@ -307,7 +310,7 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
         current = None
     try:
         _train_all(rs, path, spread, seeds, name, device, report, root=out, tensorboard=tensorboard, before=begin,
-                   checkpoints=checkpoints, info=dict(engine=engine), engine=engine)
+                   checkpoints=checkpoints, info=dict(engine=engine), **loading)
     except KeyboardInterrupt: message,code = _stopped(current),130
     except (ValueError,OSError,ImportError) as e: message,code = f'cifar_train: {error_text(e)}',1
     except RuntimeError as e: # of another process
