@@ -106,6 +106,7 @@ def cifar_train(
     model:str=None, # Architecture (default: the recipe's)
     epochs:int=None, # Number of epochs (default: the recipe's)
     bs:int=None, # Batch size (default: the recipe's)
+    size:int=None, # Side of the images in pixels, to which they are resized (default: that of most images)
     lr:float=None, # Highest learning rate, which scales the schedule (default: the recipe's)
     grid:str=None, # Train all combinations of values, as in --grid 'lr=.1,.2 bs=256,512'
     valid:str=None, # test, or the fraction of the training set to hold out (default: the recipe's)

@@ -43,32 +43,43 @@ def _predictor(model, cam):
     from cifar_fastai.export import load_predictor # loads torch
     predictor = load_predictor(model)
     if cam and not predictor.layers:
-        raise PredictError(f'{model}: no weights for activation maps. --cam needs a run, a saved model, '
-                           'or an ONNX file with maps')
+        if hasattr(predictor, 'net'): reason = 'its network has no feature map to draw. Predict without --cam'
+        else: reason = 'no weights for activation maps. --cam needs a run, a saved model, or an ONNX file with maps'
+        raise PredictError(f'{model}: {reason}')
     return predictor
 
 def _save_map(m, image, folder, stem):
-    "Write an image with its class activation map over it"
-    side = max(256, len(m))
-    resized = Image.fromarray(m).resize((side,side), Image.BICUBIC)
+    "Write an image with its class activation map over it, in the shape of the image"
+    picture = Image.fromarray(pixels(image))
+    scale = max(256, len(m))/max(picture.size)
+    size = [max(1, round(o*scale)) for o in picture.size]
+    picture,heat = picture.resize(size, Image.BILINEAR),Image.fromarray(m).resize(size, Image.BICUBIC)
+    folder.mkdir(parents=True, exist_ok=True)
     file,i = folder/f'{stem}-cam.png',2
     while file.exists(): file,i = folder/f'{stem}-{i}-cam.png',i+1
-    Image.fromarray(overlay_map(pixels(image, side), np.asarray(resized).clip(0,1), contour=True)).save(file)
+    Image.fromarray(overlay_map(np.asarray(picture), np.asarray(heat).clip(0,1), contour=True)).save(file)
+
+def _root(image):
+    "Return the folder that an argument names, or in which the image is"
+    path = Path(image).expanduser()
+    return path if path.is_dir() else path.parent
 
 def _name(file): return file.name if hasattr(file, 'read') else str(file)
 
 def _predict(predictor, files, tta, cam, bs, unreadable):
-    "Yield name, probabilities and `unlike` of each image; append the unreadable files to `unreadable`"
+    """Yield name, probabilities and `unlike` of each image; append the unreadable files to `unreadable`
+
+    `files` are pairs of a file and the folder whose subfolders `cam` repeats."""
     for i in range(0, len(files), bs):
         batch = []
-        for f in files[i:i+bs]:
-            try: batch.append((f,predictor.read(f))) # at the predictor's size, whatever the size of the photo
+        for f,root in files[i:i+bs]:
+            try: batch.append((f,root,predictor.read(f))) # at the predictor's size, whatever the size of the photo
             except PredictError as e:
                 unreadable.append(f)
                 _warn(e)
-        res = predictor.predict([x for _,x in batch], tta, bs, cam=bool(cam))
-        for k,(f,_) in enumerate(batch):
-            if cam: _save_map(res.maps[k], f, cam, Path(_name(f)).stem)
+        res = predictor.predict([x for *_,x in batch], tta, bs, cam=bool(cam))
+        for k,(f,root,_) in enumerate(batch):
+            if cam: _save_map(res.maps[k], f, cam/Path(_name(f)).parent.relative_to(root), Path(_name(f)).stem)
             yield _name(f),res.probs[k],None if res.unlike is None else bool(res.unlike[k])
 
 def _print_predictions(predictions, classes, format, top, width):
@@ -99,21 +110,23 @@ def cifar_predict(
     top:int=3, # Number of classes to print for each image
     format:str='table', # Output format: table, json or csv, which has the probabilities of all classes
     tta:store_true=False, # Test-time augmentation: six views of each image
-    cam:str=None, # Folder for class activation maps, an image for each
+    cam:str=None, # Folder for class activation maps, an image for each, in the subfolders of the images
     bs:int=256, # Batch size
 ):
     "Predict the classes of images"
-    if not image: raise PredictError('give an image, a folder of images, or - for standard input')
+    if not image:
+        raise PredictError(f'{model}: the first argument is the model. After it, give an image, a folder of images, '
+                           'or - for standard input')
     check_options(top=top, format=format, bs=bs)
     check_folder_option('cam', cam, optional=True)
-    files = [f for o in image for f in _image_files(o)]
+    files = [(f,_root(o)) for o in image for f in _image_files(o)]
     predictor = _predictor(model, cam)
     if cam:
         cam = Path(cam).expanduser()
         cam.mkdir(parents=True, exist_ok=True)
     unreadable = []
     predictions = _predict(predictor, files, tta, cam, bs, unreadable)
-    try: _print_predictions(predictions, predictor.classes, format, top, max(len(_name(o)) for o in files))
+    try: _print_predictions(predictions, predictor.classes, format, top, max(len(_name(o)) for o,_ in files))
     except BrokenPipeError: # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains at exit
         raise SystemExit(1) from None

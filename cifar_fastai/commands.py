@@ -241,6 +241,7 @@ def print_summary(
 ):
     "Print the finished of all runs, and mean ± standard deviation of the accuracies of each recipe"
     df = summarise(runs)
+    df.index = [o[0].path.name.removesuffix(f"-s{o[0].info['recipe']['seed']}") for o in by_recipe(runs).values()]
     done = df.n.astype(str)+'/'+(df.n+df.unfinished).astype(str)
     table = pd.DataFrame(dict(runs=done, epochs=df.epochs, time=df.seconds))
     for k in ('final','best'): table[k] = [*map(_per_cent, df[f'{k}_mean'], df[f'{k}_sd'])]
@@ -262,12 +263,14 @@ def print_sweep(
 def _stopped(run):
     if not run: return '\nStopped'
     o = runs_table([run]).iloc[0]
-    return f'\nStopped in epoch {o.epochs+1} of {o.planned}. The weights are in {run.path}{_how_to_resume(run)}'
+    has_weights = (run.path/'model.safetensors').exists()
+    weights = f'The weights are in {run.path}' if has_weights else 'There are no weights before the end of epoch 1'
+    return f'\nStopped in epoch {o.epochs+1} of {o.planned}. {weights}{_how_to_resume(run)}'
 
-def _train_all(rs, path, spread, seeds, name, device, **kwargs):
-    "Yield a finished `Run` for each recipe and seed"
+def _train_all(rs, path, spread, seeds, name, device, report, **kwargs):
+    "Train each recipe and seed, see `train_runs`"
     train_recipes = partial(train_runs, path=path, cbs=EpochTable, device=device, **kwargs)
-    if not (spread and num_distrib()>1): return train_recipes(rs, seeds=seeds, name=name)
+    if not (spread and num_distrib()>1): return train_recipes(rs, seeds=seeds, name=name, report=report)
     from cifar_fastai.distributed import distributed_map
     def train_one(r): # by this process only
         names = [name] if name else []
@@ -275,22 +278,24 @@ def _train_all(rs, path, spread, seeds, name, device, **kwargs):
         run, = train_recipes(r, name='-'.join([*names, f's{r.seed}']))
         return str(run.path)
     jobs = [*itertools.chain.from_iterable(with_seeds(rs, seeds))]
-    return map(Run, distributed_map(train_one, jobs, device))
+    for o in distributed_map(train_one, jobs, device): report(Run(o))
 
-def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine, device, fp32, compile, tensorboard,
-          results, minutes, no_checkpoints, spread, name, out):
+def train(recipe, data, seeds, model, epochs, bs, size, lr, grid, valid, seed, engine, device, fp32, compile,
+          tensorboard, results, minutes, no_checkpoints, spread, name, out):
     "Train recipes, see `cifar_train`"
     precision = 'fp32' if fp32 else None
     changes = dict(epochs=epochs, bs=bs, seed=seed, valid=valid, precision=precision, compile=compile or None)
     mute_other_ranks()
     rs = _recipes_to_train(recipe, model, lr, grid, changes)
     check_device(device)
+    if size is not None and size<1: raise ValueError(f'--size {size}: expected at least 1')
     own = L(o.data for o in rs).unique()
     if not data and len(own)>1: raise ValueError(f'recipes of different data sets, {", ".join(own)}: give --data')
     path,runs,current,message = data_path(data or own[0]),[],None,None
     check_writable('out', out, folder=True)
     if results: check_writable('results', results, folder=True)
     checkpoints = False if no_checkpoints else dict(minutes=minutes)
+    loading = dict(engine=engine) if size is None else dict(engine=engine, size=size)
     def begin(recipe, learn, run):
         nonlocal current
         current,dls = run,learn.dls
@@ -298,12 +303,14 @@ def train(recipe, data, seeds, model, epochs, bs, lr, grid, valid, seed, engine,
         print(f'{styled(run.path.name, "1")}: {n_params(learn.model):,} parameters, '
               f'on {dls.device} in {recipe.precision_on(dls.device)}{processes}\n'
               f'{len(dls.train_ds):,} training and {len(dls.valid_ds):,} validation images of {path}')
+    def report(run):
+        nonlocal current
+        runs.append(run)
+        if run.info['state']=='done': print(_result_line(run))
+        current = None
     try:
-        for run in _train_all(rs, path, spread, seeds, name, device, root=out, tensorboard=tensorboard, before=begin,
-                              checkpoints=checkpoints, info=dict(engine=engine), engine=engine):
-            runs.append(run)
-            if run.info['state']=='done': print(_result_line(run))
-            current = None
+        _train_all(rs, path, spread, seeds, name, device, report, root=out, tensorboard=tensorboard, before=begin,
+                   checkpoints=checkpoints, info=dict(engine=engine), **loading)
     except KeyboardInterrupt: message,code = _stopped(current),130
     except (ValueError,OSError,ImportError) as e: message,code = f'cifar_train: {error_text(e)}',1
     except RuntimeError as e: # of another process

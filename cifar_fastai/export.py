@@ -18,14 +18,14 @@ from .placement import resample
 from .precision import half_precision
 from .gradcam import GradCAM,cam_methods,feature_maps,map_stages
 from .recipe import Recipe
-from .hub import from_hub,is_hub_name
+from .hub import check_model_folder,from_hub,is_hub_name,is_saved_model
 from .predict import Predictor,compare_predictors,fit_rejection,onnx_packages,pixels
-from .run import Run,model_input
+from .run import Run,input_difference,model_input
 
 # %% auto #0
-__all__ = ['export_formats', 'model_card', 'check_model_folder', 'save_model', 'released_models', 'find_saved', 'load_model',
-           'saved_learner', 'PixelModel', 'TorchPredictor', 'to_onnx', 'load_predictor', 'quantise_onnx',
-           'onnx_packages', 'compare_predictors']
+__all__ = ['export_formats', 'model_card', 'save_model', 'released_models', 'find_saved', 'load_model', 'saved_learner',
+           'PixelModel', 'TorchPredictor', 'to_onnx', 'load_predictor', 'quantise_onnx', 'onnx_packages',
+           'compare_predictors', 'check_model_folder']
 
 # %% ../nbs/31_export.ipynb #36381fb1
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('cifar_fastai'), autoescape=jinja2.select_autoescape(),
@@ -38,51 +38,48 @@ def model_card(
     return _templates.get_template('model_card.md').render(info)
 
 # %% ../nbs/31_export.ipynb #df5ba130
-def check_model_folder(
-    path # Folder to save a model in
-) -> Path:
-    "Return the folder. Raise `ValueError` if it is a file, or contains anything but a saved model"
-    path = Path(path).expanduser()
-    if path.is_file(): raise ValueError(f'{path}: this is a file, and save_model writes a folder. Choose another name')
-    if path.is_dir() and any(path.iterdir()) and not _is_saved(path):
-        raise ValueError(f'{path}: the folder is not empty and holds no saved model. Choose a new folder')
-    return path
-
-def _is_saved(path):
-    "Return whether a folder has the `config.json` of `save_model`"
-    try: return 'format' in json.loads((path/'config.json').read_text(encoding='utf-8'))
-    except (OSError,ValueError): return False
-
 def _model_input(o):
     "Return the classes, mean, std and size of a learner, or of a model from `load_model`, as a dict"
     res = model_input(o.dls) if isinstance(o, Learner) else getattr(o, 'info', None)
-    if res is not None: return res
-    raise ValueError(f'{type(o).__name__}: expected a learner with normalised images and classes, as from image_dls, '
-                     'or a model from load_model')
+    if res is None:
+        raise ValueError(f'{type(o).__name__}: expected a learner of images with classes, as from image_dls, '
+                         'or a model from load_model')
+    if isinstance(o, Learner) and (difference := input_difference(o.dls, res))>1:
+        size = res['size']
+        warnings.warn(f'Prediction stretches images to {size}x{size} pixels, and the loaders of this learner do not: '
+                      f'pixels differ by {difference:.0f} of 255 on average, so that predictions differ. '
+                      f'Train with item_tfms=Resize({size}, ResizeMethod.Squish), or with image_dls')
+    return res
 
 def _describe_valid(recipe): # for the model card
+    if recipe is None: return 'the validation images'
     return 'the test images' if recipe['valid']=='test' else f'{recipe["valid"]:.0%} of the training images, held out'
 
 def _model_args(recipe): # without the file that a pretrained network started from
     return {k: v for k,v in recipe['model_args'].items() if k!='weights'}
 
-def _describe(name, recipe, taken, data, rows):
+def _describe(name, network, taken, data, rows, **about):
     "Return what is known about a trained model, with the validation accuracy of the last epoch"
-    images = _describe_valid(recipe)
+    images = _describe_valid(about.get('recipe'))
     results = {f'accuracy on {images}': o['valid_accuracy'] for o in rows[-1:] if 'valid_accuracy' in o}
-    return dict(name=name, model=recipe['model'], model_args=_model_args(recipe), **taken, data=data, recipe=recipe,
-                results=results)
+    return dict(name=name, model=network['model'], model_args=_model_args(network), **taken, data=data,
+                results=results, **about)
 
-def _learner_info(learn, recipe):
-    r = recipe or getattr(learn, 'recipe', None)
-    if r is None:
-        raise ValueError('save_model: this learner has no recipe, so its architecture is unknown. '
-                         "Create it with Recipe.learner, or pass recipe=Recipe('mine', model='resnet18')")
-    with no_random(): expected = create_network(r.model, learn.dls.c, **_model_args(r.to_dict())).state_dict()
+def _learner_info(learn, recipe, name):
+    own = getattr(learn, 'recipe', None)
+    r = recipe or own
+    network = r.to_dict() if r else getattr(learn, 'network', None)
+    if network is None:
+        raise ValueError('save_model: the architecture of this learner is unknown. Create it by the name of a network, '
+                         "as in cifar_learner(dls, 'resnet18'), or pass recipe=Recipe('mine', model='resnet18')")
+    model,args = network['model'],_model_args(network)
+    with no_random(): expected = create_network(model, learn.dls.c, **args).state_dict()
     if {k: v.shape for k,v in expected.items()}!={k: v.shape for k,v in get_model(learn.model).state_dict().items()}:
-        raise ValueError(f'save_model: the network is not the {r.model} of the recipe. Pass the recipe of its network')
+        raise ValueError(f'save_model: the network is not the {model} of the recipe, with model_args={args}. '
+                         'Pass the recipe of its network, with its model_args')
     rows = learn.history.rows if hasattr(learn, 'history') else []
-    return _describe(r.name, r.to_dict(), _model_input(learn), Path(learn.dls.path).name, rows)
+    about = dict(recipe=network) if own else dict(training=dict(bs=learn.dls.bs, epochs=len(rows)) if rows else {})
+    return _describe(r.name if r else name, network, _model_input(learn), Path(learn.dls.path).name, rows, **about)
 
 def _valid_rejection(learn, model, accept):
     "Fit the threshold for images unlike the training images on the validation set"
@@ -90,40 +87,44 @@ def _valid_rejection(learn, model, accept):
     with no_random(),torch.no_grad(): logits = torch.cat([model(x).float().cpu() for x,*_ in dl])
     return fit_rejection(logits.numpy(), accept)
 
+def _check_finite(model, where):
+    for k,v in model.state_dict().items():
+        if not v.isfinite().all():
+            raise ValueError(f'{where}: {k} has non-finite values. Train again with a lower learning rate')
+
 _format = 1 # version of the layout of a saved folder
 
 @shadows_fastai
 def save_model(
     learn, # A `Learner`, or a model from `load_model`
     path, # Folder to create, or one that `save_model` wrote before, whose files are replaced
-    name:str='', # Name of the model; '' keeps that of the recipe, or the one it was loaded with
+    name:str='', # Name of the model; '' keeps that of the recipe or loaded model; without them, that of the folder
     half:bool=False, # Store weight matrices and filters in fp16? Half the size; biases, norms and buffers stay in fp32
     results:dict|None=None, # Results for the card; 'accuracy' in a name means a fraction. None: validation accuracy
     note:str='', # Text for the card
     accept:float|None=.95, # Fraction of a learner's validation images that its `rejection` accepts; None: no threshold
-    licence:str='apache-2.0', # License of the weights, an identifier of the Hugging Face Hub
-    recipe:Recipe|None=None # Names the architecture of a learner that `Recipe.learner` did not create
+    licence:str='', # License of the weights, an identifier of the Hugging Face Hub; '' keeps that of a loaded model
+    recipe:Recipe|None=None # Names the architecture of a learner that was created with a module
 ) -> Path: # The folder: `model.safetensors`, `config.json`, and the model card `README.md`
     """Save a model and everything that is needed to use it, and fit a threshold for images unlike the training images
 
-    Raise `ValueError` if the folder contains anything else, and for non-finite weights."""
+    Warn if the loaders of a learner resize images in another way than prediction does. Raise `ValueError` if the
+    folder contains anything else, and for non-finite weights."""
     path = check_model_folder(path)
     is_learner = isinstance(learn, Learner)
-    info = _learner_info(learn, recipe) if is_learner else dict(_model_input(learn))
+    info = _learner_info(learn, recipe, path.name) if is_learner else dict(_model_input(learn))
     model = inference_copy(learn.model if is_learner else learn)
-    for k,v in model.state_dict().items():
-        if not v.isfinite().all():
-            raise ValueError(f'save_model: {k} has non-finite values. Train again with a lower learning rate')
+    _check_finite(model, 'save_model')
     if is_learner and accept is not None:
-        info['rejection'] = dict(_valid_rejection(learn, model, accept), images=_describe_valid(info['recipe']))
+        info['rejection'] = dict(_valid_rejection(learn, model, accept), images=_describe_valid(info.get('recipe')))
     if half:
         for p in model.parameters():
             if p.ndim>1: p.data = p.data.half()
     weights = model.state_dict()
     names = {id(v): k for k,v in model.state_dict(keep_vars=True).items()}.values() # tied weights are stored once
     data = safetensors.torch.save({k: weights[k].contiguous() for k in names})
-    info.update({k: v for k,v in dict(name=name, results=results, note=note).items() if v})
-    info.update(licence=licence, params=n_params(model), stored='fp16' if half else 'fp32', format=_format,
+    info.update({k: v for k,v in dict(name=name, results=results, note=note, licence=licence).items() if v})
+    info.update(params=n_params(model), stored='fp16' if half else 'fp32', format=_format,
                 sha256=hashlib.sha256(data).hexdigest(),
                 versions=dict(torch=torch.__version__, cifar_fastai=cifar_fastai.__version__))
     path.mkdir(parents=True, exist_ok=True)
@@ -144,12 +145,13 @@ def _run_info(folder):
     run = Run(folder)
     info = run.info
     recipe = info.get('recipe')
+    rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
     if not (folder/'model.safetensors').is_file():
-        raise ValueError(f'{folder}: no weights in it. They are written at the end of the first epoch')
+        hint = f'Resume it with {run.resume_command}' if run.checkpoints() else 'Train it again'
+        raise ValueError(f'{folder}: no trained weights (state: {run.state}, finished epochs: {len(rows)}). {hint}')
     if not isinstance(recipe, dict) or not info.get('input'):
         raise ValueError(f'{folder}: its run.json lacks the recipe or the input of the model. Train it again')
-    rows = run.history().to_dict('records') if (folder/'history.csv').is_file() else []
-    return _describe(folder.resolve().name, recipe, info['input'], info.get('data'), rows)
+    return _describe(folder.resolve().name, recipe, info['input'], info.get('data'), rows, recipe=recipe)
 
 def find_saved(
     path, # Folder of a saved model or a run, name of a run in `runs` or of a released model, or 'owner/name' on the Hub
@@ -168,7 +170,7 @@ def find_saved(
     if not folder.is_dir():
         reason = 'a file' if folder.is_file() else 'no such folder'
         raise ValueError(f'{path}: {reason}. Give a saved model, a run, or one of {", ".join(released_models())}')
-    if not _is_saved(folder): raise ValueError(f'{path}: no model in this folder. Save one with save_model')
+    if not is_saved_model(folder): raise ValueError(f'{path}: no model in this folder. Save one with save_model')
     info = json.loads((folder/'config.json').read_text(encoding='utf-8'))
     if info['format']>_format:
         version = info.get('versions', {}).get('cifar_fastai', '')
@@ -184,7 +186,7 @@ def load_model(
     """Load a model without executing code from its files
 
     It takes normalised images [N, 3, size, size]; `TorchPredictor` takes pixels. Raise `ValueError` for missing or
-    corrupt files."""
+    corrupt files, and for non-finite weights."""
     folder,info = find_saved(path, runs)
     file = folder/'model.safetensors'
     if not file.is_file(): raise ValueError(f'{file}: no such file. Save the model again')
@@ -200,6 +202,7 @@ def load_model(
         reason = str(e).strip().splitlines()[-1].strip()
         what = f'{info["model"]} for {len(info["classes"])} classes'
         raise ValueError(f'{file}: these are not weights of {what} ({reason})') from None
+    _check_finite(model, file)
     model.info = info
     return model.to(device).eval()
 
@@ -212,7 +215,9 @@ def saved_learner(
     "Load a saved model as a learner. Raise `ValueError` if the folder of images has other classes"
     model = load_model(path)
     info = model.info
-    recipe = Recipe.from_dict({**info['recipe'], 'model_args': info['model_args']})
+    network = {k: info[k] for k in ('model','model_args')}
+    if info.get('recipe'): recipe = Recipe.from_dict({**info['recipe'], **network})
+    else: recipe = Recipe(info['model'], **network, **info.get('training', {}))
     dls = recipe.dls(images, **{'stats': (info['mean'],info['std']), 'size': info['size'], **kwargs})
     classes = list(map(str, dls.vocab))
     if classes!=info['classes']:
@@ -303,12 +308,12 @@ class TorchPredictor(Predictor):
 
     def card(self) -> str: # Markdown
         "Return the model card, without its YAML header"
-        if 'recipe' not in self.info: return super().card()
-        defaults = dict(licence='unknown', params=n_params(self.net.model), stored='fp32', results={}) # for a run
+        if 'model' not in self.info: return super().card()
+        defaults = dict(params=n_params(self.net.model), stored='fp32', results={}) # for a run
         return model_card({**defaults, **self.info}).split('---\n', 2)[2].strip()
 
 # %% ../nbs/31_export.ipynb #89be089b
-_all_ = ['onnx_packages','compare_predictors'] # defined in 29_predict
+_all_ = ['onnx_packages','compare_predictors','check_model_folder'] # defined in 29_predict and 30_hub
 
 def _exportable(net):
     "Replace the layers of a `PixelModel` that cannot be exported"
@@ -454,7 +459,7 @@ def load_predictor(
 ) -> Predictor:
     "Load a predictor from an exported file, or else a `TorchPredictor`"
     path = Path(model).expanduser()
-    if path.is_dir() and not _is_saved(path): # a folder with nothing but an exported file
+    if path.is_dir() and not is_saved_model(path): # a folder with nothing but an exported file
         path = next((o for k in export_formats if (o := path/f'model.{k}').is_file()), path)
     suffix = path.suffix[1:]
     if suffix not in export_formats: return TorchPredictor(load_model(model, runs=runs), **kwargs)

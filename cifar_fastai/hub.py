@@ -6,14 +6,31 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/hub.html.md"""
 
 # %% ../nbs/30_hub.ipynb #ed5bf4f0
 from __future__ import annotations
-import re
+import json,re
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['push_to_hub', 'is_hub_name', 'from_hub']
+__all__ = ['check_model_folder', 'is_saved_model', 'push_to_hub', 'is_hub_name', 'from_hub']
 
 # %% ../nbs/30_hub.ipynb #5d57e0b1
 _model_files = ['README.md','config.json','model*.*']
+
+def check_model_folder(
+    path # Folder to save a model in
+) -> Path:
+    "Return the folder. Raise `ValueError` if it is a file, or contains anything but a saved model"
+    path = Path(path).expanduser()
+    if path.is_file(): raise ValueError(f'{path}: this is a file, and save_model writes a folder. Choose another name')
+    if path.is_dir() and any(path.iterdir()) and not is_saved_model(path):
+        raise ValueError(f'{path}: the folder is not empty and holds no saved model. Choose a new folder')
+    return path
+
+def is_saved_model(
+    path:Path # Folder
+) -> bool:
+    "Return whether a folder has the `config.json` of `save_model`"
+    try: return 'format' in json.loads((path/'config.json').read_text(encoding='utf-8'))
+    except (OSError,ValueError): return False
 
 def _hugging_face():
     try: import huggingface_hub

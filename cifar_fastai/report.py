@@ -269,7 +269,8 @@ def _training(history):
 def _mistakes(df, figures, n):
     "Return the most confident mistakes"
     wrong = misclassified(df)
-    verdict = (f'{len(wrong):,} of {len(df):,} images are misclassified ({len(wrong)/len(df):.1%}), '
+    verdict = (f'{len(wrong):,} of {len(df):,} images {"is" if len(wrong)==1 else "are"} misclassified '
+               f'({len(wrong)/len(df):.1%}), '
                f'{(wrong.p_predicted>.9).sum():,} of them with a probability above 90%.')
     return dict(verdict=verdict if len(wrong) else 'No image is misclassified.', n=len(wrong),
                 figures=[figures[i] for i in wrong.index[:n]])
@@ -294,7 +295,8 @@ def _confusion(df, cells, figures):
     verdict = 'No two classes are confused.'
     if len(pairs):
         o = pairs.iloc[0]
-        verdict = f'Most frequent: {o.true}, taken for {o.predicted}; {o.images:,} images, {o.share:.1%} of {o.true}.'
+        images = '1 image' if o.images==1 else f'{o.images:,} images'
+        verdict = f'Most frequent: {o.true}, taken for {o.predicted}; {images}, {o.share:.1%} of {o.true}.'
     shown = [dict(id=ids[k], true=k[0], predicted=k[1], n=len(rows), share=len(rows)/totals[k[0]],
                   figures=[figures[i] for i in rows.index[:3]]) for k,rows in cells.items()]
     return dict(verdict=verdict, names=names, n_classes=len(counts), largest=pairs.share.max(), cells=shown,

@@ -15,13 +15,15 @@ from fastai.callback import fp16
 from filelock import FileLock
 from safetensors.torch import save as tensor_bytes
 from .core import *
+from .data import read_image
 from .callbacks import *
 from .recipe import *
 from .checkpoint import *
 from .tensorboard import TensorBoardLog
 
 # %% auto #0
-__all__ = ['shell_command', 'git_commit', 'package_versions', 'Run', 'model_input', 'SaveRun', 'required_callbacks']
+__all__ = ['shell_command', 'git_commit', 'package_versions', 'Run', 'model_input', 'input_difference', 'SaveRun',
+           'required_callbacks']
 
 # %% ../nbs/25_run.ipynb #b14e5e38
 def shell_command(*args:str) -> str:
@@ -137,14 +139,31 @@ class Run:
 
 # %% ../nbs/25_run.ipynb #14913907
 def model_input(
-    dls:DataLoaders # From `image_dls`, or others with `vocab` and `Normalize`
-) -> dict|None: # classes, mean, std, size; None without classes or normalisation
+    dls:DataLoaders # From `image_dls`, or others with images and `vocab`
+) -> dict|None: # classes, mean, std, size; None without images or classes
     "Return the input format and the classes of a network for these images, without changing the RNG state"
-    norm = next((o for o in getattr(dls.valid.after_batch, 'fs', ()) if isinstance(o, Normalize)), None)
-    if norm is None or not hasattr(dls, 'vocab'): return None
+    if not hasattr(dls, 'vocab'): return None
     with no_random(): x = dls.valid.new(bs=1, shuffle=False).one_batch()[0]
-    return dict(classes=list(map(str, dls.vocab)), mean=norm.mean.flatten().tolist(),
-                std=norm.std.flatten().tolist(), size=x.shape[-1])
+    if not isinstance(x, Tensor) or x.ndim!=4: return None
+    norm = first(o for o in dls.valid.after_batch.fs if isinstance(o, Normalize))
+    mean,std = (norm.mean,norm.std) if norm else (torch.zeros(x.shape[1]),torch.ones(x.shape[1]))
+    return dict(classes=list(map(str, dls.vocab)), mean=mean.flatten().tolist(), std=std.flatten().tolist(),
+                size=x.shape[-1])
+
+def input_difference(
+    dls:DataLoaders, # As for `model_input`
+    takes:dict, # From `model_input`
+    n:int=8 # Number of validation images to compare
+) -> float: # 0..255; 0 if the images are not files
+    "Return the mean difference of pixels between `dls` and `read_image`, which stretches images to a square"
+    items = getattr(dls.valid_ds, 'items', [])
+    files = [o for o in items[::max(1, len(items)//n)][:n] if isinstance(o, (str,Path)) and Path(o).is_file()]
+    if not files: return 0.
+    with no_random(): x = dls.test_dl(files, bs=len(files), num_workers=0).one_batch()[0].as_subclass(Tensor).cpu()
+    if x.shape[-2]!=x.shape[-1]: return 255.
+    mean,std = (tensor(takes[k]).view(-1,1,1) for k in ('mean','std'))
+    pixels = torch.from_numpy(np.stack([read_image(o, takes['size']) for o in files]))
+    return (255*(x*std+mean)-pixels.permute(0,3,1,2)).abs().mean().item()
 
 class SaveRun(FitCallback):
     "Write history, weights, curves and state into a `Run`; warn of files that cannot be written"
@@ -208,11 +227,12 @@ class SaveRun(FitCallback):
         "Write the remaining files and the final state"
         if state=='done' and (name := self._non_finite()):
             state,reason = 'failed',f'{name} is not finite; train with a lower learning rate'
-        if state=='failed': self._try('model.safetensors', self._save_checkpoint_weights)
         is_new = state=='interrupted' or state=='done' and not self.every_epoch
-        if is_new or not (self.folder.path/'model.safetensors').exists():
-            self._try('model.safetensors', self._save_weights)
-        if len(self.learn.history.rows)>self.n_before: self._try('history.csv', self._save_rows) # it may have failed
+        if len(self.learn.history.rows)>self.n_before: # before the end of the first epoch there are no weights
+            if state=='failed': self._try('model.safetensors', self._save_checkpoint_weights)
+            if is_new or not (self.folder.path/'model.safetensors').exists():
+                self._try('model.safetensors', self._save_weights)
+            self._try('history.csv', self._save_rows) # it may have failed
         if self.learn.history.rows: self._try('curves.png', self._save_curves)
         self._try('run.json', self.folder.update, state=state, reason=reason)
 

@@ -48,9 +48,10 @@ def train_runs(
     tensorboard:bool=False, # Write TensorBoard logs?
     checkpoints:bool|dict=True, # Write `Checkpoints`? A dict has their arguments
     before=noop, # Called with recipe, learner and run before each training
+    report=noop, # Called with the `Run` of each training when it has ended
     info:dict|None=None, # Further entries of `run.json`
     **kwargs # Further arguments of `image_dls`: device, engine, size, ...
-): # Generator of the `Run` of each finished training
+) -> list: # The `Run` of each training
     """Train recipes one after the other, by all processes together under torchrun or accelerate launch
 
     A training that fails is recorded in its run and printed; Ctrl-C stops all. Raise `ValueError` or `DataError`
@@ -59,6 +60,7 @@ def train_runs(
     if name and Path(name).name!=name: raise ValueError(f'train_runs: name={name!r}, expected a name without a path')
     rs = [look_up('recipe', o, all_recipes, 'list(recipes)') if isinstance(o, str) else o for o in L(recipes)]
     for r in rs[1:]: r.learner(r.dls(path, **kwargs)) # raises here, not after hours of the first training
+    runs = []
     for r in itertools.chain.from_iterable(with_seeds(rs, seeds)):
         dls = r.dls(path, **kwargs)
         learn = r.learner(dls, cbs=cbs() if cbs else None)
@@ -76,7 +78,9 @@ def train_runs(
             if num_distrib()>1 and not isinstance(e, NonFiniteLossError): raise # others would wait for this rank
             print(f'{run.path.name} failed: {error_text(e)}')
             if run.checkpoints(): print(f'To resume: {run.resume_command}')
-        yield run
+        runs.append(run)
+        report(run)
+    return runs
 
 # %% ../nbs/26_runs.ipynb #2f05d248
 def _recipe(info): return info.get('recipe') or {}
@@ -200,15 +204,19 @@ def _extend(where, parts, epochs, then, n):
     planned = sum(o.epochs for o in parts)
     if epochs in (None,planned) and then is None: return parts
     if not epochs or epochs<=planned:
-        raise ValueError(f'{where}: epochs={epochs}, then={then!r}: {planned} epochs are planned; set epochs to more')
+        given = ', '.join(f'{k}={v!r}' for k,v in dict(epochs=epochs, then=then).items() if v is not None)
+        raise ValueError(f'{where}: {given}, but {planned} epochs are planned; set epochs (--epochs) to more')
     if then=='whole': return [parts[0].but(epochs=epochs)]
     if any(isinstance(o, Plateau) for o in [then,*(o.schedule for o in parts)]):
-        raise ValueError(f"{where}: the learning rates of a Plateau depend on the training; use then='whole'")
+        raise ValueError(f"{where}: the learning rates of a Plateau depend on the training; set `then` (--then) "
+                         "to 'whole'")
     if then=='last': then = parts[-1].lrs(n)[-1]
     if isinstance(then, Number) and 0<then<math.inf: then = Linear(float(then), end=1.) # constant
     if not hasattr(then, 'lrs'):
-        raise ValueError(f"{where}: then={then!r} for the epochs {planned+1} to {epochs}; set `then` to 'whole' (one "
-                         "schedule over all epochs), 'last' (the last learning rate), a learning rate or a schedule")
+        added = f'epochs {planned+1} to {epochs}'
+        given = f'there are no learning rates for {added}' if then is None else f'then={then!r} is invalid for {added}'
+        raise ValueError(f"{where}: {given}; set `then` (--then) to 'whole' (one schedule over all epochs), 'last' "
+                         "(the last learning rate), a learning rate, or in Python a schedule")
     return [*parts, parts[0].but(epochs=epochs-planned, schedule=then)]
 
 def _fit_parts(parts, learn):
@@ -243,7 +251,8 @@ def resume(
     args = dict(stored if isinstance(stored, dict) else {}, resume=checkpoint, replan=True, lr_scale=lr_scale)
     Checkpoints(run.path, **args) # raises for invalid arguments before anything is written
     if not run.checkpoints():
-        raise ValueError(f'{run.path}: no checkpoint to resume from; train with checkpoints, as train_runs does')
+        why = 'it was trained without checkpoints' if stored in (None,False) else 'it ended before its first checkpoint'
+        raise ValueError(f'{run.path}: no checkpoint to resume from, because {why}; train it again')
     images = data or info.get('images')
     if not images: raise ValueError(f'{run.path}: run.json lacks the path of the images; set `data` to it')
     with nullcontext() if rank_distrib() else run.lock():

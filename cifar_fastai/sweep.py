@@ -80,15 +80,27 @@ def sweep_table(
     return res[[*varied,'n','accuracy','sd']].sort_values('accuracy', ascending=False, ignore_index=True)
 
 # %% ../nbs/27_sweep.ipynb #0d3f5a08
+def _in_order(values): return sorted(values, key=lambda o: (isinstance(o, str),o)) # numbers first
+
+def _plot_field(table, name, ax):
+    "Plot the accuracy over the values of a single setting, evenly spaced, with the standard deviation over seeds"
+    df = table.set_index(name).loc[_in_order(table[name])]
+    ax.errorbar(range(len(df)), df.accuracy, df.sd.fillna(0), fmt='o-', color=okabe_ito[4], capsize=3)
+    ax.set(xticks=range(len(df)), xticklabels=df.index, xlabel=name, ylabel='accuracy')
+    return ax
+
 def plot_sweep(
     table:pd.DataFrame # From `sweep_table`
 ) -> plt.Axes:
-    "Draw parallel coordinates: an axis for each setting, a line for each recipe, coloured by its accuracy"
+    """Draw parallel coordinates: an axis for each setting, a line for each recipe, coloured by its accuracy
+
+    With a single setting, plot the accuracy over its values."""
     names = [o for o in table.columns if o not in ('n','accuracy','sd')] + ['accuracy']
     _,ax = plt.subplots(figsize=(6.44,2.8), layout='constrained')
+    if len(names)==2: return _plot_field(table, names[0], ax)
     heights = {}
     for x,nm in enumerate(names[:-1]): # values evenly spaced, in their order
-        values = sorted(table[nm].unique(), key=lambda o: (isinstance(o, str),o))
+        values = _in_order(table[nm].unique())
         at = np.linspace(0, 1, len(values)) if len(values)>1 else [.5]
         heights[nm] = table[nm].map(dict(zip(values, at)))
         for y,v in zip(at, values): # above or below the lines
