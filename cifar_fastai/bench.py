@@ -150,7 +150,7 @@ class BareLoop:
             self._set_hypers(float(lrs[j]), None if moms is None else float(moms[j]))
             if r.progressive_resize:
                 x = resize_batch(x, progressive_side(i/(n*r.epochs), x.shape[-1], *r.progressive_resize))
-            torch.compiler.cudagraph_mark_step_begin()
+            if r.compile: torch.compiler.cudagraph_mark_step_begin()
             with autocast_of(self.learn):
                 loss = self.loss_of(self.model, loss_func, x.as_subclass(Tensor), y.as_subclass(Tensor))
                 if r.l1: loss = loss+self.learn.l1_penalty.penalty(self.model)
