@@ -43,8 +43,8 @@ _recipes = ['davidnet','speedrun','speedrun_gpu','speedrun_cpu','speedrun96','la
             'resnet18','layernorm_resnet18_modern','attention_modern','resnet18_modern','fashion_mnist','imagenette',
             'imagewoof','cifar100_resnet18','cifar100_speedrun']
 _choices = dict(engine=['batch','item'], part=['test','train'], format=['table','json','csv'])
-_least = dict(seeds=1, epochs=1, bs=1, n=1, rounds=1, steps=1, keep=1, top=1, queue=1, seed=0, warmup=0, n_robust=0,
-              port=0, max_mb=.001)
+_least = dict(seeds=1, epochs=1, bs=1, size=1, n=1, rounds=1, steps=1, keep=1, top=1, queue=1, seed=0, warmup=0,
+              n_robust=0, port=0, max_mb=.001)
 
 def check_folder_option(
     option:str, # Name of the option
@@ -205,7 +205,7 @@ def cifar_export(
     data:str=None, # Compare the exports on test images: cifar10, digits, or a folder
     formats:str='onnx', # Formats besides the weights, comma-separated; none for weights and card only
     note:str='', # A note for the model card
-    licence:str='apache-2.0', # Licence of the weights, by its name on the Hugging Face Hub
+    licence:str='', # License of the weights, by its name on the Hugging Face Hub (default: none, or the model's)
 ):
     "Export a model into one folder: weights, model card, ONNX files"
     check_folder_option('out', out, optional=True)

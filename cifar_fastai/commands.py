@@ -216,14 +216,15 @@ def _recipes_to_train(names, model, lr, grid, changes):
 def comparison_text(
     name:str, # What is compared
     r:pd.Series, # Row of `paired_comparison`, or of `compare_trainings`
-    form:str='+.2%', # Format of the difference
+    unit:str='points', # Of the difference: 'points' of an accuracy, or 's'
     each:str='seeds' # What is counted
 ) -> str: # Wrapped at the width of the terminal
     "Format a comparison: difference, confidence interval, and how many runs it takes if it is not distinguishable"
     result = 'not distinguishable' if r.low<=0<=r.high else 'different'
     if r.low<=0<=r.high and pd.notna(r.n_needed): result += f'; about {r.n_needed:.0f} {each} needed'
-    interval = f'95 % CI {r.low:{form}} to {r.high:{form}}, {r.n:.0f} {each}'
-    text = f'{name}: {r.difference:{form}} ({interval}): {result}'
+    difference,low,high = r[['difference','low','high']]*(100 if unit=='points' else 1)
+    interval = f'95 % CI {low:+.2f} to {high:+.2f}, {r.n:.0f} {each}'
+    text = f'{name}: {difference:+.2f} {unit} ({interval}): {result}'
     return textwrap.fill(text, text_width(), subsequent_indent=' '*4)
 
 def print_comparison(
@@ -288,7 +289,6 @@ def train(recipe, data, seeds, model, epochs, bs, size, lr, grid, valid, seed, e
     mute_other_ranks()
     rs = _recipes_to_train(recipe, model, lr, grid, changes)
     check_device(device)
-    if size is not None and size<1: raise ValueError(f'--size {size}: expected at least 1')
     own = L(o.data for o in rs).unique()
     if not data and len(own)>1: raise ValueError(f'recipes of different data sets, {", ".join(own)}: give --data')
     path,runs,current,message = data_path(data or own[0]),[],None,None

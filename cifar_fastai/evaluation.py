@@ -133,8 +133,8 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
         print()
         _print_measurements(bench_table(rows=rows)[['n','mean','sd','low','high']])
         for (names,quantity),o in compare_trainings(rows).iterrows():
-            form = '+.2%' if quantity=='accuracy' else '+.2f'
-            print(comparison_text(f'{names}, {quantity}', o, form, 'trainings'))
+            unit = 'points' if quantity=='accuracy' else 's'
+            print(comparison_text(f'{names}, {quantity}', o, unit, 'trainings'))
         if error is None:
             ax = plot_times(curves)
             ax.set_title(f'{r.name} on {device_name(device)}')
@@ -175,7 +175,7 @@ def _about(learn, images, n_epochs, state):
     if images: which = f'the images in the folder {Path(images).resolve().name}'
     epochs = '1 epoch' if n_epochs==1 else f'{n_epochs} epochs'
     if state!='done': epochs += f', {state}'
-    return f'Recipe {learn.recipe.name}, {epochs}. Evaluated on {which}.'
+    return f'{learn.recipe.name}, {epochs}. Evaluated on {which}.'
 
 def _run_facts(info, history):
     "Return date, seed, device, time and versions of a training; runs of earlier versions may lack some"
@@ -235,10 +235,10 @@ def labelled_files(
     path = parts[part] or path
     if not path.is_dir(): raise ValueError(f'{data}: no such folder')
     files = image_files(path)
-    for o in files:
-        if o.parent.name not in classes:
-            raise ValueError(f'{o}: its folder is not named after a class of the model ({", ".join(classes)}). '
-                             'Give the folder of the images with --data')
+    names = sorted({o.parent.name for o in files})
+    if not {*names}<={*classes}:
+        raise ValueError(f'{path}: its folders are {", ".join(names[:10])}, and the classes of the model '
+                         f'{", ".join(classes)}. Give images of these classes with --data')
     return files,np.array([classes.index(o.parent.name) for o in files])
 
 def _test_images(model):

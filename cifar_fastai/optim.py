@@ -184,7 +184,8 @@ def muon_groups(
     head_lr:float=1340., # Highest rate of the linear layers
     bias_mom:float=.85, # Momentum of biases and linear layers
     muon:bool=True, # Orthogonal steps for the filters? False: SGD at `lr`
-    decay:float=2e-6 # Weight decay of biases and linear layers: a step at the highest rate takes off 2000*decay
+    decay:float=2e-6, # Weight decay of biases and linear layers: a step at the highest rate takes off 2000*decay
+    renorm:int=1 # Rescale the filters every `renorm` steps, see `Muon`
 ) -> list: # Parameter groups for `Muon`: bias of a `whiten` layer, other biases and norms, linear layers, filters
     """Return groups with Muon for filters and SGD at their own rates for all others (K. Jordan, 2024)
 
@@ -197,7 +198,7 @@ def muon_groups(
     biases = [p for p in others if p.ndim==1]
     head = [p for p in others if p.ndim in (2,3)]
     filters = [p for p in others if p.ndim>3]
-    muon_group = dict(params=filters, lr_mult=1., muon=True, freezable=False)
+    muon_group = dict(params=filters, lr_mult=1., muon=True, renorm=renorm, freezable=False)
     return [sgd_group(whiten, bias_lr), sgd_group(biases, bias_lr), sgd_group(head, head_lr),
             muon_group if muon else sgd_group(filters, lr)]
 

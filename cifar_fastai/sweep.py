@@ -25,7 +25,7 @@ def grid_recipes(
     "Return the recipes of a grid search. Raise `ValueError` for unknown fields"
     base = look_up('recipe', recipe, recipes) if isinstance(recipe, str) else recipe
     recipe_fields,policy_fields = ([f.name for f in fields(o) if f.name!='name'] for o in (Recipe,Policy))
-    for o in values: look_up('field', o, ['lr',*recipe_fields,*policy_fields])
+    for o in values: look_up('field', o, ['lr',*recipe_fields,*policy_fields], 'help(Recipe) and help(Policy)')
     res = []
     for point in itertools.product(*(dict.fromkeys(o) for o in values.values())):
         changes = dict(zip(values, point))
