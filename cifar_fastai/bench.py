@@ -317,7 +317,8 @@ def time_training(
     if tta: clock.add(final, True)
     n_graphs = compiled_graphs()-n_graphs
     if n_graphs:
-        warnings.warn(f'the time includes {n_graphs} compilations. An incomplete last batch has its own: set drop_last')
+        warnings.warn(f'the time includes {n_graphs} compilations. An incomplete last batch is compiled separately: '
+                      'set drop_last')
     row = dict(seed=r.seed, epochs=r.epochs, accuracy=plain, accuracy_tta=final if tta else math.nan,
                seconds=clock.seconds, images_per_second=rate, peak_memory=memory.mb, compilations=n_graphs)
     return row,pd.DataFrame(clock.curve)

@@ -189,7 +189,9 @@ def save_results(
                   seconds=round(row.seconds, 1), device=info['device_name'], precision=info['precision'],
                   torch=info['versions']['torch'], commit=info.get('commit', ''), date=info['started'][:10], note=note)
         columns = 'seed epoch lr train_loss train_accuracy valid_loss valid_accuracy seconds'.split()
-        file,epochs = folder/f'{nm if data=="cifar10" else f"{nm}-{data}"}.csv',epochs[columns].round(6)
+        epochs = epochs[columns].round(6)
+        name = nm if data=='cifar10' else f'{nm}-{data}'
+        file = folder/f'{name}.csv'
         if file.exists():
             earlier = pd.read_csv(file)
             epochs = pd.concat([earlier[~earlier.seed.isin(epochs.seed)],epochs])

@@ -56,7 +56,8 @@ def _check_model(dls, model, loss_func):
     if isinstance(getattr(dls.train_ds, 'loss_func', None), BCEWithLogitsLossFlat):
         raise ValueError('cifar_learner: multi-label targets are unsupported. Use CategoryBlock for one class per '
                          "image, or fastai's vision_learner")
-    if not isinstance(vocab:=getattr(dls, 'vocab', None), CategoryMap): return
+    vocab = getattr(dls, 'vocab', None)
+    if not isinstance(vocab, CategoryMap): return
     net = get_model(getattr(model, '_orig_mod', model)) # one image would make `torch.compile` compile for its shape
     conv = first(m for m in net.modules() if isinstance(m, nn.Conv2d))
     weight = first(net.parameters())

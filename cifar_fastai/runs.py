@@ -34,7 +34,7 @@ def with_seeds(
     recipes, # `Recipe`s
     n:int # Number of seeds
 ) -> list: # For each recipe, a list of `n` recipes
-    "Return recipes with `n` consecutive seeds: of one seed its own, else those from the highest of their own upwards"
+    "Return each recipe with its own seed, or with `n` seeds that all recipes share, from the highest of theirs upwards"
     first = max(r.seed for r in recipes)
     return [[r.but(seed=(first if n>1 else r.seed)+i) for i in range(n)] for r in recipes]
 
