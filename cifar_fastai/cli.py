@@ -151,7 +151,7 @@ def cifar_bench(
     host:store_true=False, # Only measure the host overhead of a step, for the recipe or for all
     quick:store_true=False, # Digits and few steps: two minutes on two CPU cores, no download
     csv:str=None, # CSV file of results to append to
-    plot:str=None, # Figure of accuracy over time (default: bench-<recipe>.png)
+    plot:str=None, # Figure of accuracy over time (default: bench-<recipe>.png); its data in <figure>-curves.csv
 ):
     "Measure throughput beside baselines, then time complete trainings"
     call('evaluation.bench', locals())

@@ -140,7 +140,9 @@ def bench(recipe, data, bs, epochs, n, seed, baselines, script, pattern, rounds,
             ax.set_title(f'{r.name} on {device_name(device)}')
             ax.figure.savefig(plot, dpi=120)
             plt.close(ax.figure)
-            print(f'\naccuracy over time: {plot}')
+            table = plot.with_name(f'{plot.stem}-curves.csv')
+            curves.to_csv(table, index=False)
+            print(f'\naccuracy over time: {plot}, {table.name}')
     except (ValueError,OSError) as e: raise ValueError(f'measured, but not written: {error_text(e)}') from None
     if error: raise ValueError(f'{error_text(error)}. The table has the {len(done)} trainings before') from None
 

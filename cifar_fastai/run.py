@@ -30,14 +30,14 @@ def shell_command(*args:str) -> str:
     "Join arguments into a command, quoted for the shell of this system"
     return subprocess.list2cmdline(args) if sys.platform=='win32' else shlex.join(args)
 
-def git_commit() -> str: # Short hash, followed by '+' if there are uncommitted changes; '' outside a repository
-    "Return the commit of the running code"
-    here = Path(globals().get('__file__', '25_run.ipynb'))
+def git_commit() -> str: # Short hash, followed by '+' if the modules have uncommitted changes; '' outside a repository
+    "Return the commit of the library"
+    here = Path(cifar_fastai.__file__)
     def git(*args):
         return subprocess.run(['git','-C',str(here.parent),*args], capture_output=True, text=True).stdout.strip()
     try:
         if not git('ls-files', here.name): return '' # installed into an environment inside another repository
-        changed = git('status','--porcelain','-uno')
+        changed = git('status','--porcelain','-uno','--','.') # results, also in the repository, do not count
         return git('rev-parse','--short','HEAD') + ('+' if changed else '')
     except OSError: return '' # git is not installed
 
