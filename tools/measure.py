@@ -5,7 +5,8 @@
     python tools/measure.py --data imagenette128 --minutes 9 --out DIR     # the rows of another data set
     python tools/measure.py --quick --minutes 3 --out DIR                  # a rehearsal: tiny networks, digits
 
-Each training is a process of its own; several share the device. Each result is written as soon as it is measured, and
+Each training is a process of its own; several share the device. What is timed compiles beside them, then has the
+device alone, in the order of the table, while they are paused. Each result is written as soon as it is measured, and
 all are packed before the time is up. Started again with the same DIR, it resumes unfinished trainings and measures what
 is missing. Without --only, it leaves out the seeds that results/ already has for this device. DIR/pack has the files to
 download: results.tar.gz (results, summary, logs), and the weights of the lowest finished seed of each name, for
@@ -51,9 +52,9 @@ class Row:
     recipe: str # Name in `recipes`
     changes: dict = field(default_factory=dict) # For `Recipe.but`
     seeds: tuple = (0,)
-    compiled: bool = False # By `Recipe.compile`, on CUDA
+    compiled: bool|str = False # `Recipe.compile`, on CUDA
     weight: float = 1. # Share of one of the --jobs places
-    kind: str = 'training' # 'repeats' and 'speed' are timed: nothing else runs on the device
+    kind: str = 'training' # 'repeats', 'airbench' and 'speed' are timed: nothing else runs on the device
     process: subprocess.Popen = None # Process that measures it
     sharing: int = 1 # Largest number of trainings that shared the device with it, itself included
     @property
@@ -61,12 +62,13 @@ class Row:
     @property
     def alone(self): return self.kind!='training'
     def recipe_of(self, seed):
-        compile = dict(compile=True) if self.compiled and torch.cuda.is_available() else {}
+        compile = dict(compile=self.compiled) if self.compiled and torch.cuda.is_available() else {}
         return recipes[self.recipe].but(seed=seed, **compile, **self.changes)
 
 def table(quick, data):
     "Return the rows to measure on a data set, in the order in which they are started"
     fill, bf16 = recipes['davidnet'].policy.but(fill='normalized_mean'), dict(precision='bf16')
+    many = tuple(range(25))
     if quick:
         tiny = dict(epochs=2, bs=250, model_args=dict(widths=[8,16,16], depth=1))
         return [
@@ -91,19 +93,21 @@ def table(quick, data):
         ])
     if data in others: return others[data]
     return [
-        Row('resnet18', 'resnet18', bf16, (0,1,2), compiled=True),
+        Row('resnet18', 'resnet18', bf16, (0,1,2), compiled='graphs'),
         Row('layernorm_resnet18', 'layernorm_resnet18', bf16, (0,1), compiled=True),
         Row('davidnet', 'davidnet', seeds=(0,1,2)),
         Row('davidnet_published_fill', 'davidnet', dict(policy=fill), (0,1,2)),
         *[Row(o, o, seeds=(0,1,2)) for o in ('resnet18_modern','layernorm_resnet18_modern')],
         *[Row(o, o, seeds=(0,1,2,3,4), weight=.5) for o in ('attention_modern','attention')],
         *[Row(f'{o}_held_out', o, dict(valid=.1), (0,1,2)) for o in ('davidnet','speedrun_gpu')],
-        Row('speedrun_gpu', 'speedrun_gpu', seeds=tuple(range(25)), compiled=True, kind='repeats'), # beside airbench
-        Row('speedrun', 'speedrun', seeds=tuple(range(25)), kind='repeats'),
-        Row('speedrun_graphs', 'speedrun_gpu', dict(compile='graphs'), tuple(range(25)), kind='repeats'),
-        Row('speedrun96', 'speedrun96', seeds=(0,1,2), kind='repeats'),
-        *[Row(f'speed_{o}', o, kind='speed')
+        Row('speedrun_graphs', 'speedrun_gpu', seeds=many, compiled='graphs', kind='repeats'),
+        Row('airbench', 'speedrun', seeds=many, kind='airbench'), # the settings of airbench are those of `speedrun`
+        Row('speedrun_gpu', 'speedrun_gpu', seeds=many, compiled=True, kind='repeats'),
+        *[Row(f'speed_{o}', o, bf16, kind='speed')
           for o in ('resnet18','layernorm_resnet18','davidnet','attention','speedrun_gpu')],
+        Row('speedrun_eager', 'speedrun_gpu', seeds=many, kind='repeats'),
+        Row('speedrun96', 'speedrun96', bf16, (0,1,2), compiled='graphs', kind='repeats'),
+        Row('speedrun', 'speedrun', seeds=many, kind='repeats'),
     ]
 
 def write(file, data):
@@ -121,7 +125,8 @@ def child(a):
     on_signals(signal.default_int_handler) # a shell may have them ignored
     threading.Thread(target=end_with, args=(int(a.one[2]),), daemon=True).start()
     row = next(o for o in table(a.quick, a.data) if o.name==a.one[0])
-    dict(training=train, repeats=repeat, speed=speed)[row.kind](replace(row, seeds=parse_seeds(a.one[1])), a)
+    measures = dict(training=train, repeats=repeat, airbench=airbench, speed=speed)
+    measures[row.kind](replace(row, seeds=parse_seeds(a.one[1])), a)
 
 def end_with(parent):
     "Interrupt this process when its parent is gone"
@@ -173,24 +178,40 @@ def save_training(row, a, run, learn):
     save_line(a, row, recipe, row.name, seed, **accuracies, **losses, best_epoch=int(best.epoch), epochs=len(history),
               seconds=history.seconds.sum(), first_epoch_seconds=history.seconds[0], compiled=bool(recipe.compile))
 
+def turn_file(a, row, event): return a.out/'turns'/f'{row.key}.{event}'
+
+def wait_for_turn(row, a):
+    "Tell that all is compiled, and wait until the device is free"
+    write(turn_file(a, row, 'ready'), '')
+    while not turn_file(a, row, 'go').exists(): time.sleep(.02)
+
 def repeat(row, a):
-    "Time the training of several seeds; `speedrun_gpu` beside airbench, if it is installed"
-    recipe, others = row.recipe_of(row.seeds[0]), {}
-    if row.name=='speedrun_gpu':
-        try: others['airbench'] = airbench_training(a.path)
-        except ValueError as e: print(e)
-    def report(result):
-        print(result, flush=True)
-        name = row.name if result['learner']=='cifar_fastai' else f"{row.name}_{result['learner']}"
-        save_line(a, row, recipe, name, **result)
-    curves = repeats(recipe, a.path, n=len(row.seeds), others=others, report=report)[1]
+    "Time the training of several seeds"
+    recipe = row.recipe_of(row.seeds[0])
+    time_training(recipe.but(epochs=1), a.path) # compiles for all image sizes
+    wait_for_turn(row, a)
+    curves = repeats(recipe, a.path, n=len(row.seeds), report=partial(save_timed, row, a, recipe))[1]
     write(done_file(a.out, row.name, row.seeds[0], '-curves.csv'), curves.to_csv(index=False))
+
+def save_timed(row, a, recipe, result):
+    print(result, flush=True)
+    save_line(a, row, recipe, row.name, **result)
+
+def airbench(row, a):
+    "Time airbench"
+    run, recipe = airbench_training(a.path), row.recipe_of(row.seeds[0])
+    wait_for_turn(row, a)
+    for seed in row.seeds: save_timed(row, a, recipe, dict(run(seed)[0], learner='airbench'))
 
 def speed(row, a):
     "Measure throughput, seconds per epoch and MFU of a recipe's bare loop, of its learner, and of the learner compiled"
-    recipe, device = row.recipe_of(row.seeds[0]), default_device()
-    learners, cuda = speed_baselines(recipe, a.path, ['bare_pytorch']), torch.cuda.is_available()
-    if cuda: learners['compiled'] = speed_baselines(recipe.but(compile=True), a.path, [])['cifar_fastai']
+    recipe, device, cuda = row.recipe_of(row.seeds[0]), default_device(), torch.cuda.is_available()
+    made = speed_baselines(recipe, a.path, ['bare_pytorch'])
+    kinds = dict(compiled=True, graphs='graphs') if cuda else {}
+    for name, kind in kinds.items(): made[name] = speed_baselines(recipe.but(compile=kind), a.path, [])['cifar_fastai']
+    learners = {name: partial(noop, make()) for name, make in made.items()}
+    compare_speed(learners, rounds=1, steps=2, warmup=5, noisy=math.inf)
+    wait_for_turn(row, a)
     speeds = compare_speed(learners, **(dict(rounds=5, steps=60, warmup=15) if cuda else dict(rounds=2, steps=4)))
     dls = recipe.dls(a.path)
     flops = training_flops(create_network(recipe.model, dls.c, **recipe.model_args), model_input(dls)['size'])
@@ -241,9 +262,39 @@ def start(job, a):
     print(f'{time.monotonic()-started:6.1f} s  started {job.key}', flush=True)
 
 def fits(job, running, n_jobs):
-    "Return whether a job may start beside the running ones"
-    if job.alone or any(o.alone for o in running): return not running
+    "Return whether a training may start beside the running ones"
     return not running or sum(o.weight for o in [job, *running])<=n_jobs
+
+def signal_all(jobs, number):
+    "Send a signal to jobs and to their child processes"
+    for o in jobs:
+        with contextlib.suppress(ProcessLookupError): os.killpg(o.process.pid, number)
+
+class Turns:
+    "Let timed jobs prepare side by side, then run one at a time, in their order, while all others are paused"
+    def __init__(self, jobs, a):
+        shutil.rmtree(a.out/'turns', ignore_errors=True)
+        self.a, self.waiting, self.current = a, jobs, None
+        self.deadline = started+20*a.minutes # for preparations: a third of the time
+        for o in jobs[:os.cpu_count()]: start(o, a)
+    @property
+    def jobs(self): return [self.current, *self.waiting] if self.current else self.waiting
+    @property
+    def running(self): return [o for o in self.jobs if o.process]
+    def is_ready(self, job): return turn_file(self.a, job, 'ready').exists()
+    def take(self, others):
+        "Give the device to the next job that is ready. Others that were late prepare when no job is ready"
+        late = [o for o in self.waiting if o.process and not self.is_ready(o)]
+        if self.current or not self.waiting or (late and time.monotonic()<self.deadline): return
+        job = self.current = first([*filter(self.is_ready, self.waiting), *self.waiting])
+        self.waiting.remove(job)
+        signal_all([*others, *self.running], signal.SIGSTOP)
+        if job.process is None: start(job, self.a)
+        write(turn_file(self.a, job, 'go'), '')
+        signal_all([job], signal.SIGCONT)
+    def remove(self, job):
+        if job is self.current: self.current = None
+        else: self.waiting.remove(job)
 
 def ended(job, a):
     "Record how a job ended"
@@ -258,34 +309,40 @@ def ended(job, a):
 
 def stop(running):
     "Interrupt jobs, and after eight seconds kill them and their child processes"
+    signal_all(running, signal.SIGCONT)
     for o in running: o.process.send_signal(signal.SIGINT)
     until = time.monotonic()+8
     while any(o.process.poll() is None for o in running) and time.monotonic()<until: time.sleep(.1)
-    for o in running:
-        with contextlib.suppress(ProcessLookupError): os.killpg(o.process.pid, signal.SIGKILL)
-        o.process.wait()
+    signal_all(running, signal.SIGKILL)
+    for o in running: o.process.wait()
 
 def measure(a):
     "Run missing measurements until the time is up. Return the number of those that are still missing"
-    told, running, n_done, end = [], [], -1, started+60*a.minutes-20
+    told, trainings, n_done, end = [], [], -1, started+60*a.minutes-20
     on_signals(lambda number, frame: told.append(number))
     for o in ('logs','results','done','errors','runs'): (a.out/o).mkdir(parents=True, exist_ok=True)
     rows = table(a.quick, a.data)
     planned = plan(a, rows)
-    queue = missing_jobs(planned, a.out)
+    jobs = missing_jobs(planned, a.out)
     load_images(find_images(a.path)) # makes the pixel cache, once
-    while (queue or running) and not told and time.monotonic()<end:
-        while queue and fits(queue[0], running, a.jobs):
+    queue, turns = [o for o in jobs if not o.alone], Turns([o for o in jobs if o.alone], a)
+    while (queue or trainings or turns.jobs) and not told and time.monotonic()<end:
+        turns.take(trainings)
+        while queue and not turns.current and fits(queue[0], trainings, a.jobs):
             start(queue[0], a)
-            running.append(queue.pop(0))
-        for o in running: o.sharing = max(o.sharing, len(running))
-        time.sleep(.2)
-        now = [o for o in running if o.process.poll() is not None]
-        for o in now: ended(o, a)
-        running = [o for o in running if o not in now]
+            trainings.append(queue.pop(0))
+        for o in trainings: o.sharing = max(o.sharing, len(trainings))
+        time.sleep(.1)
+        now = [o for o in [*trainings, *turns.running] if o.process.poll() is not None]
+        for o in now:
+            ended(o, a)
+            if o in trainings: trainings.remove(o)
+            else: turns.remove(o)
+        if now and not turns.jobs: signal_all(trainings, signal.SIGCONT)
         n = len(list((a.out/'done').glob('*.json')))
         if now or n!=n_done: collect(a, rows, planned)
         n_done = n
+    running = [*trainings, *turns.running]
     stop(running)
     for o in running:
         if done_file(a.out, o.name, o.seeds[-1]).exists(): ended(o, a) # in the last seconds
@@ -298,7 +355,7 @@ def collect(a, rows, planned):
     "Write all results. Return the number of those that are missing"
     order = {o.name: i for i,o in enumerate(rows)}
     lines = [json.loads(o.read_text()) for o in (a.out/'done').glob('*.json')]
-    lines.sort(key=lambda o: (order.get(o['name'].replace('_airbench', ''), len(order)), o['name'], o['seed']))
+    lines.sort(key=lambda o: (order.get(o['name'], len(order)), o['seed']))
     trainings = [o for o in lines if o['kind']=='training']
     for file, part in dict(trainings=trainings, timed=[o for o in lines if o not in trainings]).items():
         write(a.out/'results'/f'{file}.jsonl', ''.join(json.dumps(o)+'\n' for o in part))
