@@ -185,16 +185,19 @@ class History(FitCallback):
     def after_batch(self):
         if not self.yb: return # no labels
         part = 'train' if self.training else 'valid'
-        n,loss = len(self.yb[0]),self.loss.detach().float().mean()
-        correct = torch.zeros_like(loss)
-        if self.pred.ndim==2: correct = (self.pred.detach().argmax(1)==self.yb[0]).sum().to(loss)
-        sums = torch.stack([loss*n, correct, torch.full_like(loss, n)]) # copying `n` to a GPU would wait for it
-        self._sums[part] = self._sums[part].to(sums.device)+sums if part in self._sums else sums
+        n,loss,correct = len(self.yb[0]),self.loss.detach().float(),0
+        if loss.ndim: loss = loss.mean()
+        if self.pred.ndim==2: correct = (self.pred.detach().argmax(1)==self.yb[0]).sum()
+        sums = loss*n,correct,n
+        self._sums[part] = [a+b for a,b in zip(self._sums[part], sums)] if part in self._sums else sums
 
     def _totals(self):
-        "Return the sums over all processes"
-        if not hasattr(self.learn, 'distributed'): return self._sums
-        return {k: self.learn.distributed.sum(v) for k,v in self._sums.items()}
+        "Return the sums of loss, correct predictions and images over all processes"
+        res = {}
+        for part,sums in self._sums.items():
+            res[part] = torch.stack([torch.as_tensor(o).to(sums[0]) for o in sums])
+            if hasattr(self.learn, 'distributed'): res[part] = self.learn.distributed.sum(res[part])
+        return res
 
     def after_epoch(self):
         if 'train' not in self._sums: return
@@ -390,7 +393,7 @@ class DeferredMetrics(FitCallback):
 
 # %% ../nbs/10_callbacks.ipynb #d11abbaa
 class FastEvents(FitCallback):
-    "During a fit, call only the callbacks that define an event, in the same order"
+    "During a fit, call only the callbacks that define an event, in the same order, and make the loss a plain tensor"
     order,during = -1000,('fit','range_test')
     def before_fit(self):
         self._listeners,self._known = {},None
@@ -403,6 +406,11 @@ class FastEvents(FitCallback):
         if event_name not in self._listeners:
             self._listeners[event_name] = [cb for cb in self.learn.cbs.sorted('order') if self._listens(cb, event_name)]
         for cb in self._listeners[event_name]: cb(event_name)
+
+    def after_loss(self):
+        "Cast the loss: each operation on fastai's `TensorBase` takes longer, and so does each one on its results"
+        if isinstance(self.learn.loss_grad, TensorBase): self.learn.loss_grad = self.loss_grad.as_subclass(Tensor)
+        if isinstance(self.learn.loss, TensorBase): self.learn.loss = self.loss.as_subclass(Tensor)
 
     def _listens(self, cb, event_name):
         own_call = type(cb).__call__ not in (Callback.__call__,FitCallback.__call__)

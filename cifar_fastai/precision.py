@@ -17,7 +17,7 @@ from fastai.callback.mixup import MixHandler
 from torch.utils.flop_counter import FlopCounterMode
 from .core import *
 from .optim import Muon
-from .callbacks import FitCallback,L1Penalty
+from .callbacks import FastEvents,FitCallback,L1Penalty
 from .cpu import *
 
 # %% auto #0
@@ -165,7 +165,8 @@ class Compile(FitCallback):
         **kwargs # For `torch.compile`: mode, backend, fullgraph, dynamic
     ): self.kwargs,self.seconds = kwargs,None
 
-    def before_fit(self): self._compiled = compile_shared(_forward_and_loss, **self.kwargs)
+    def before_fit(self): self.start()
+    def start(self, **kwargs): self._compiled = compile_shared(_forward_and_loss, **(self.kwargs|kwargs))
 
     def before_batch(self):
         if self.seconds is None: self._start = time.perf_counter()
@@ -202,7 +203,7 @@ class Compile(FitCallback):
 # %% ../nbs/14_precision.ipynb #c9e2203e
 _most_kinds = 32 # of steps; with a momentum schedule, each step is of its own kind
 _recorded = 'after_pred after_loss before_backward after_backward before_step after_step'.split() # events
-_constant = MixedPrecision,Compile,L1Penalty,GradientClip # callbacks of the same operations in each step
+_constant = MixedPrecision,Compile,L1Penalty,GradientClip,FastEvents # callbacks of the same operations in each step
 
 def _may_vary(cb):
     "Return whether the work of a callback in a recorded step may depend on the step"
@@ -213,10 +214,11 @@ def _may_vary(cb):
 class StepGraphs(FitCallback):
     """Record training steps, optimizer included, as CUDA graphs, and replay them: the GPU does not wait for Python
 
-    Supports torch's SGD and `Muon` in bf16 and fp32 on one GPU; otherwise, warn and leave the steps as they are. In a
-    replay, the events from `after_pred` to `after_step` do not occur. A callback that acts in these events and reads
-    no tensor defines `graph_state()`: steps of the same value share a graph, None is not recorded. `after_replay()` of
-    a callback is called after each replay; with `in_graph = False`, its own work is left out of the graphs."""
+    Supports torch's SGD and `Muon` in bf16 and fp32 on one GPU; otherwise, warn and record no step, and let a `Compile`
+    without a mode use 'reduce-overhead'. In a replay, the events from `after_pred` to `after_step` do not occur. A
+    callback that acts in these events and reads no tensor defines `graph_state()`: steps of the same value share a
+    graph, None is not recorded. `after_replay()` of a callback is called after each replay; with `in_graph = False`,
+    its own work is left out of the graphs."""
     order,run_valid,during = MixedPrecision.order+2,False,('fit','range_test')
     def __init__(self,
         warmup:int=2 # Ordinary steps of each kind before one is recorded, at least 1: it creates the optimizer's state
@@ -249,6 +251,9 @@ class StepGraphs(FitCallback):
     def before_fit(self):
         if why := self.unsupported():
             warnings.warn(f'StepGraphs: steps are not recorded: {why}')
+            compiled = getattr(self.learn, 'compile', None)
+            if isinstance(compiled, Compile) and compiled.kwargs.keys().isdisjoint(('mode','backend')):
+                compiled.start(mode='reduce-overhead')
             return
         def defining(name): return [cb for cb in self._active if hasattr(type(cb), name)]
         self._stateful,self._replayed,self._left_out = map(defining, ('graph_state','after_replay','in_graph'))

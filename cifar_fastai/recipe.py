@@ -166,7 +166,7 @@ class Recipe:
     stats:tuple|None=None # Mean and standard deviation for normalization; None computes them from the training set
     tta_threshold:float=1. # Use TTA only for images predicted with a lower probability than this; 1 uses it for all
     precision:str='auto' # 'fp32', 'fp16', 'bf16', or 'auto' for the fastest on the device, see `precision_on`
-    compile:bool|str=False # Compile training steps, see `Compile`? 'graphs' also records them, see `StepGraphs`
+    compile:bool=False # Compile training steps, see `Compile`? On CUDA, record them too, see `StepGraphs`
     valid:str|float='test' # Validation set: the test set, as published, or a fraction held out of the training set
     balance:str|None=None # For imbalanced classes: 'weights' of the loss, or a 'sampler', see `image_dls`
     seed:int=0 # Seed of weights, order and augmentation
@@ -184,7 +184,7 @@ class Recipe:
         for nm in ('l1','wd'): check(isinstance(getattr(self,nm), Number) and getattr(self,nm)>=0, nm, 'at least 0')
         for nm in ('mom','label_smoothing'):
             check(isinstance(getattr(self,nm), Number) and 0<=getattr(self,nm)<1, nm, 'from 0 to below 1')
-        names = dict(opt=('sgd','adam','muon'), precision=('auto','fp32','fp16','bf16'), compile=(False,True,'graphs'),
+        names = dict(opt=('sgd','adam','muon'), precision=('auto','fp32','fp16','bf16'), compile=(False,True),
                      balance=(None,'weights','sampler'), l1_form=('sum','mean'))
         for nm,valid in names.items(): check(getattr(self,nm) in valid, nm, f'one of {valid}')
         check(isinstance(self.policy, Policy), 'policy', 'a Policy')
@@ -245,7 +245,7 @@ class Recipe:
         "Return the optimizer function for `Learner`"
         if self.opt=='sgd': return sgd(self.mom, self.wd, self.nesterov)
         if self.opt=='adam': return adam(self.mom, wd=self.wd)
-        return torch_opt(Muon, momentum=self.mom, compile=bool(self.compile))
+        return torch_opt(Muon, momentum=self.mom, compile=self.compile)
 
     def splitter(self):
         "Return the splitter for `Learner`"
@@ -397,8 +397,7 @@ def learner(self:Recipe,
     else: own.update(opt_func=self.opt_func(), splitter=self.splitter())
     cbs = L()
     on_cuda = torch.device(dls.device).type=='cuda'
-    if self.compile=='graphs' and on_cuda: cbs += [Compile(dynamic=False),StepGraphs()]
-    elif self.compile: cbs.append(Compile(mode='reduce-overhead' if on_cuda else 'default', dynamic=False))
+    if self.compile: cbs += [Compile(dynamic=False), *([StepGraphs()] if on_cuda else [])]
     if self.progressive_resize: cbs.append(ProgressiveResize(*self.progressive_resize))
     if self.weight_average: cbs.append(WeightAverage(*self.weight_average))
     if self.l1: cbs.append(L1Penalty(self.l1, self.l1_form))
