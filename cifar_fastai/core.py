@@ -90,12 +90,17 @@ def cpu_has_bf16() -> bool:
 def half_precision(
     device=None # `torch.device` or its name; None is fastai's default device
 ) -> str|None: # 'fp16', 'bf16' or None
-    "Return the 16-bit precision that is fast on a device: fp16 on CUDA and MPS, bf16 on a CPU that has it, else None"
+    """Return the 16-bit precision that is fast on a device: bf16 if its hardware has it, else fp16, on a CPU None
+
+    NVIDIA's GPUs have bf16 since Ampere (A100, RTX 30). MPS uses fp16."""
     import torch
     from fastai.torch_core import default_device
     kind = torch.device(device or default_device()).type
-    if kind in ('cuda','mps'): return 'fp16'
-    if kind=='cpu' and cpu_has_bf16(): return 'bf16'
+    if kind=='cpu': return 'bf16' if cpu_has_bf16() else None
+    if kind=='mps': return 'fp16'
+    if kind=='cuda': # without a GPU, as on a current one
+        before_ampere = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return 'fp16' if before_ampere else 'bf16'
 
 # %% ../nbs/00_core.ipynb #5d5c8376
 def device_name(

@@ -236,7 +236,8 @@ class Recipe:
     def precision_on(self, device) -> str: # 'fp16', 'bf16' or 'fp32'
         """Return the precision that this recipe trains in on a device
 
-        'auto' is fp16 on CUDA and MPS. A CPU always uses bf16, or fp32 if it lacks bf16 instructions."""
+        'auto' is bf16 on CUDA, or fp16 before Ampere, and fp16 on MPS. A CPU always uses bf16, or fp32 if it lacks
+        bf16 instructions."""
         if self.precision=='fp32': return 'fp32'
         if self.precision=='auto' or torch.device(device).type=='cpu': return half_precision(device) or 'fp32'
         return self.precision
