@@ -120,7 +120,8 @@ class BareLoop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision=='fp16')
         if precision!='fp32': self.model.to(memory_format=torch.channels_last)
         if hasattr(self.learn, 'packed_conv'): self.learn.packed_conv.before_fit()
-        self.loss_of = compile_shared(_loss_of, **self.learn.compile.kwargs) if _is_compiled(self.learn) else _loss_of
+        mode = dict(mode='reduce-overhead') if self.device.type=='cuda' else {}
+        self.loss_of = compile_shared(_loss_of, dynamic=False, **mode) if recipe.compile else _loss_of
         if recipe.whiten is not None: self.learn.whiten.before_train()
         self.n_whiten = (recipe.whiten or 0)*len(dls.train) # steps in which the bias of a whitening layer is trained
     def _set_hypers(self, lr, mom):

@@ -114,7 +114,7 @@ def cifar_train(
     engine:str='batch', # Augmentation: batch (on the device) or item (in worker processes)
     device:str=None, # cuda, cpu or mps (default: the best available)
     fp32:store_true=False, # Train in fp32 even where mixed precision would be faster
-    compile:store_true=False, # Compile training steps with torch.compile
+    compile:store_true=False, # Compile training steps with torch.compile; on CUDA, record them
     tensorboard:store_true=False, # Write a TensorBoard log into the run folder
     results:str=None, # Folder for CSV files of results: accuracies by epoch, mean and standard deviation
     minutes:float=None, # Minutes between checkpoints within an epoch
@@ -145,7 +145,7 @@ def cifar_bench(
     warmup:int=None, # Untimed steps before them (default: 2; 20 on a GPU; 1 with --quick)
     device:str=None, # cuda, cpu or mps (default: the best available)
     fp32:store_true=False, # Train in fp32 even where mixed precision would be faster
-    compile:store_true=False, # Compile training steps with torch.compile
+    compile:store_true=False, # Compile training steps with torch.compile; on CUDA, record them
     no_tta:store_true=False, # No test-time augmentation at the end
     speed_only:store_true=False, # Measure throughput only, no complete trainings
     host:store_true=False, # Only measure the host overhead of a step, for the recipe or for all

@@ -88,16 +88,17 @@ def cpu_has_bf16() -> bool:
 
 # %% ../nbs/00_core.ipynb #a632a39a
 def half_precision(
-    device=None # `torch.device` or its name; None is fastai's default device
+    device=None, # `torch.device` or its name; None is fastai's default device
+    inference:bool=False # Not for training? CUDA then uses fp16, with more digits; gradients need the range of bf16
 ) -> str|None: # 'fp16', 'bf16' or None
-    """Return the 16-bit precision that is fast on a device: bf16 if its hardware has it, else fp16, on a CPU None
+    """Return the 16-bit precision that is fast on a device: bf16 where the hardware supports it, otherwise fp16
 
-    NVIDIA's GPUs have bf16 since Ampere (A100, RTX 30). MPS uses fp16."""
+    A CPU without bf16 gets None. NVIDIA GPUs have had bf16 since Ampere (A100, RTX 30). MPS uses fp16."""
     import torch
     from fastai.torch_core import default_device
     kind = torch.device(device or default_device()).type
     if kind=='cpu': return 'bf16' if cpu_has_bf16() else None
-    if kind=='mps': return 'fp16'
+    if kind=='mps' or (kind=='cuda' and inference): return 'fp16'
     if kind=='cuda': # without a GPU, as on a current one
         before_ampere = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
         return 'fp16' if before_ampere else 'bf16'

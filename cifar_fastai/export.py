@@ -271,7 +271,7 @@ class TorchPredictor(Predictor):
         recipe_name = getattr(getattr(model, 'recipe', None), 'name', 'learner')
         self.info = getattr(model, 'info', dict(name=recipe_name))
         self.name,self.rejection = self.info['name'],self.info.get('rejection')
-        precision = half_precision(device) if half else None
+        precision = half_precision(device, inference=True) if half else None
         self.dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16}.get(precision)
         if self.dtype: self.net = self.net.to(memory_format=torch.channels_last)
         self.mb = sum(o.nbytes for o in self.net.state_dict().values())/1e6

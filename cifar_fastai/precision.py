@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .core import *
 from .optim import Muon
 from .callbacks import FastEvents,FitCallback,L1Penalty
+from .schedule import ScheduleLR
 from .cpu import *
 
 # %% auto #0
@@ -205,6 +206,12 @@ _most_kinds = 32 # of steps; with a momentum schedule, each step is of its own k
 _recorded = 'after_pred after_loss before_backward after_backward before_step after_step'.split() # events
 _constant = MixedPrecision,Compile,L1Penalty,GradientClip,FastEvents # callbacks of the same operations in each step
 
+def _varies_momentum(cb):
+    "Return whether a callback schedules a momentum that is not constant"
+    if isinstance(cb, ScheduleLR): return cb.moms is not None and len({float(o) for o in cb.moms})>1
+    schedule = cb.scheds.get('mom') if isinstance(cb, ParamScheduler) else None
+    return bool(schedule) and len({float(schedule(i/16)) for i in range(17)})>1
+
 def _may_vary(cb):
     "Return whether the work of a callback in a recorded step may depend on the step"
     if isinstance(cb, MixHandler): return True # its loss
@@ -214,33 +221,40 @@ def _may_vary(cb):
 class StepGraphs(FitCallback):
     """Record training steps, optimizer included, as CUDA graphs, and replay them: the GPU does not wait for Python
 
-    Supports torch's SGD and `Muon` in bf16 and fp32 on one GPU; otherwise, warn and record no step, and let a `Compile`
-    without a mode use 'reduce-overhead'. In a replay, the events from `after_pred` to `after_step` do not occur. A
-    callback that acts in these events and reads no tensor defines `graph_state()`: steps of the same value share a
-    graph, None is not recorded. `after_replay()` of a callback is called after each replay; with `in_graph = False`,
-    its own work is left out of the graphs."""
+    Supports torch's SGD and `Muon` with a constant momentum, in bf16 and fp32, on one GPU. Otherwise, no step is
+    recorded, and a `Compile` without a mode uses 'reduce-overhead'. In a replay, the events from `after_pred` to
+    `after_step` do not occur. A callback that acts in these events and reads no tensor defines `graph_state()`: steps
+    of the same value share a graph, None is not recorded. `after_replay()` of a callback is called after each replay;
+    with `in_graph = False`, its own work is left out of the graphs."""
     order,run_valid,during = MixedPrecision.order+2,False,('fit','range_test')
     def __init__(self,
-        warmup:int=2 # Ordinary steps of each kind before one is recorded, at least 1: it creates the optimizer's state
+        warmup:int=2, # Ordinary steps of each kind before one is recorded, at least 1: it creates the optimizer's state
+        quiet:bool=False # Do not warn if steps cannot be recorded?
     ):
         if warmup<1: raise ValueError(f'StepGraphs: warmup={warmup}, expected at least 1')
-        self.warmup = warmup
+        self.warmup,self.quiet = warmup,quiet
         self._forget()
 
     def _forget(self): self._n_seen,self._graphs,self._addresses,self._stream = Counter(),{},None,None
-    def __getstate__(self): return {**self.__dict__, **vars(type(self)(self.warmup))} # without its graphs
+    def __getstate__(self): return {**self.__dict__, **vars(type(self)(self.warmup, self.quiet))} # without its graphs
 
     def unsupported(self) -> str|None:
         "Return why the steps of the learner cannot be recorded"
-        opt,compiled = getattr(self.opt, 'opt', self.opt),getattr(self.learn, 'compile', None)
+        opt,compiled,scaler = getattr(self.opt, 'opt', self.opt),self._compile,getattr(self.learn, 'scaler', None)
         if torch.device(self.dls.device).type!='cuda': return 'the device is not a CUDA GPU'
         if not isinstance(opt, (torch.optim.SGD,Muon)): return f'{type(opt).__name__} is neither SGD nor Muon'
         if any(g.get('renorm', 1)>1 for g in opt.param_groups): return 'Muon varies its steps, set renorm=1'
-        if hasattr(self.learn, 'scaler') and self.learn.scaler.is_enabled(): return 'fp16 scales gradients, use bf16'
+        if scaler and scaler.is_enabled(): return 'fp16 scales gradients'
         if num_distrib()>1: return 'several processes share each step'
-        if isinstance(compiled, Compile) and 'mode' in compiled.kwargs: return 'Compile has a mode, leave it out'
+        if compiled and 'mode' in compiled.kwargs: return 'Compile has a mode, leave it out'
         for cb in self._active:
+            if _varies_momentum(cb): return 'the momentum changes from step to step'
             if _may_vary(cb): return f'{type(cb).__name__} may change the loss or the step from batch to batch'
+
+    @property
+    def _compile(self):
+        "The `Compile` of the learner, or None; models have a method of this name"
+        return next((o for o in self.learn.cbs if isinstance(o, Compile)), None)
 
     @property
     def _active(self):
@@ -250,9 +264,9 @@ class StepGraphs(FitCallback):
 
     def before_fit(self):
         if why := self.unsupported():
-            warnings.warn(f'StepGraphs: steps are not recorded: {why}')
-            compiled = getattr(self.learn, 'compile', None)
-            if isinstance(compiled, Compile) and compiled.kwargs.keys().isdisjoint(('mode','backend')):
+            if not self.quiet: warnings.warn(f'StepGraphs: steps are not recorded: {why}')
+            compiled,on_cuda = self._compile,torch.device(self.dls.device).type=='cuda'
+            if compiled and on_cuda and compiled.kwargs.keys().isdisjoint(('mode','backend','options')):
                 compiled.start(mode='reduce-overhead')
             return
         def defining(name): return [cb for cb in self._active if hasattr(type(cb), name)]

@@ -398,7 +398,7 @@ def learner(self:Recipe,
     else: own.update(opt_func=self.opt_func(), splitter=self.splitter())
     cbs = L()
     on_cuda = torch.device(dls.device).type=='cuda'
-    if self.compile: cbs += [Compile(dynamic=False), *([StepGraphs()] if on_cuda else [])]
+    if self.compile: cbs += [Compile(dynamic=False), *([StepGraphs(quiet=True)] if on_cuda else [])]
     if self.progressive_resize: cbs.append(ProgressiveResize(*self.progressive_resize))
     if self.weight_average: cbs.append(WeightAverage(*self.weight_average))
     if self.l1: cbs.append(L1Penalty(self.l1, self.l1_form))
