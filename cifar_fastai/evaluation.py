@@ -53,7 +53,7 @@ def _print_speeds(r, dls, device, speeds):
     _print_measurements(bench_table(speeds, mfu=flops/peak).drop(columns='n'))
     if 'bare_pytorch' in speeds.index:
         ratio = speeds.filter(like='turn_').T.eval('cifar_fastai/bare_pytorch').median()
-        also = ', compiled, too' if r.compile else ''
+        also = ', also compiled' if r.compile else ''
         print(f'\ncifar_fastai reaches {ratio:.0%} of the throughput of the bare loop{also}')
     return flops/peak
 

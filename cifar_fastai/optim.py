@@ -30,13 +30,7 @@ class GroupOptimWrapper(OptimWrapper):
     @property
     def hypers(self) -> list: # A dict for each group
         "Return the hyperparameters that are not None, under fastai's names"
-        res = []
-        for g in self.opt.param_groups:
-            values = {k: v for k,v in g.items() if k!='params' and v is not None}
-            for k in [k for k,v in values.items() if isinstance(v, tuple)]: # betas
-                values.update({f'{k}__{i}': v for i,v in enumerate(values.pop(k))})
-            res.append({self.fwd_map.get(k, k): v for k,v in values.items()})
-        return res
+        return [{k: v for k,v in o.items() if v is not None} for o in super().hypers]
 
     @property
     def group_lrs(self) -> list: # A learning rate for each group

@@ -5,12 +5,13 @@
     python tools/measure.py --data imagenette128 --minutes 9 --out DIR     # the rows of another data set
     python tools/measure.py --quick --minutes 3 --out DIR                  # a rehearsal: tiny networks, digits
 
-Each training is a process of its own; several share the device. What is timed compiles beside them, then has the
-device alone, in the order of the table, while they are paused. Each result is written as soon as it is measured, and
-all are packed before the time is up. Started again with the same DIR, it resumes unfinished trainings and measures what
-is missing. Without --only, it leaves out the seeds that results/ already has for this device. DIR/pack has the files to
-download: results.tar.gz (results, summary, logs), and the weights of the lowest finished seed of each name, for
-`load_model`: `cat weights-*.tar | tar x`. To continue on another machine, unpack results.tar.gz into its DIR.
+Each training is a process of its own; several share the device. Timed jobs compile beside them, then have the device
+to themselves, in the order of the table, while the trainings are paused. Each result is written as soon as it is
+measured, and all are packed before the time is up. Started again with the same DIR, it resumes unfinished trainings
+and measures what is missing. Without --only, it leaves out the seeds that results/ already has for this device.
+DIR/pack has the files to download: results.tar.gz (results, summary, logs), and the weights of the lowest finished
+seed of each name, for `load_model`: `cat weights-*.tar | tar x`. To continue on another machine, unpack results.tar.gz
+into its DIR.
 """
 import time
 started = time.monotonic()
@@ -209,7 +210,7 @@ def speed(row, a):
     recipe, device, cuda = row.recipe_of(row.seeds[0]), default_device(), torch.cuda.is_available()
     made = speed_baselines(recipe, a.path, ['bare_pytorch'])
     if cuda: made['compiled'] = speed_baselines(recipe.but(compile=True), a.path, [])['cifar_fastai']
-    learners = {name: partial(noop, make()) for name, make in made.items()}
+    learners = {name: partial(noop, make()) for name, make in made.items()} # made once, and compiled in the next line
     compare_speed(learners, rounds=1, steps=2, warmup=5, noisy=math.inf)
     wait_for_turn(row, a)
     speeds = compare_speed(learners, **(dict(rounds=5, steps=60, warmup=15) if cuda else dict(rounds=2, steps=4)))
